@@ -1,1 +1,5 @@
-//! mesh-agent
+//! The node agent: steers the TCP traffic of the node's pods into itself and gives them the mesh.
+//!
+//! `ARCHITECTURE.md` has the map of the house and the life of a connection.
+
+pub mod pods;
