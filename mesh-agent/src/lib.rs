@@ -2,4 +2,6 @@
 //!
 //! `ARCHITECTURE.md` has the map of the house and the life of a connection.
 
+pub mod config;
 pub mod pods;
+pub mod telemetry;

@@ -1,6 +1,6 @@
 //! The pods of this node, as far as steering is concerned.
 //!
-//! A [pod source` says which pods the node has, `steering` writes them into the
+//! A pod source (`enrolment`) says which pods the node has, `steering` writes them into the
 //! kernel, and the proxy looks up in the published [`LocalPods`] who a connection belongs to. The snapshot is
 //! published *before* the kernel starts to steer a pod and withdrawn *after* it stopped, so that a steered
 //! connection always finds its pod here.

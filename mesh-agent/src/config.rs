@@ -1,0 +1,15 @@
+//! What the control server says: workloads, services and where they are.
+//!
+//! [`Snapshot`] is immutable and replaced as a whole; a connection takes one and keeps it to its end. Only the
+//! [`Store`] makes new ones, out of the control server's updates or the last good state on disk.
+
+mod model;
+mod snapshot;
+mod store;
+
+pub use model::{
+    BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, NetworkAddress, PortMapping,
+    RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
+};
+pub use snapshot::{ActiveConnection, Endpoint, EndpointLoad, LocalNode, ServiceEntry, Snapshot};
+pub use store::{Change, SharedSnapshot, Store};

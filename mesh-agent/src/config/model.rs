@@ -1,0 +1,245 @@
+//! Workloads and services in the agent's own types, parsed once from the wire ([`super::convert`]).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::pods::{FailureMode, Redirection};
+
+/// An address within a network: the same private address may exist in two networks of one mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct NetworkAddress {
+    /// Network name; empty is the default network.
+    pub network: Arc<str>,
+    /// The address.
+    pub address: IpAddr,
+}
+
+impl fmt::Display for NetworkAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.network, self.address)
+    }
+}
+
+/// A service's name, `<namespace>/<hostname>` on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ServiceName {
+    /// Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Fully qualified host name, `<service>.<namespace>.svc.<cluster domain>` in Kubernetes.
+    pub hostname: Arc<str>,
+}
+
+impl ServiceName {
+    /// Splits `<namespace>/<hostname>`; `None` when either part is missing.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, hostname) = text.split_once('/')?;
+        (!namespace.is_empty() && !hostname.is_empty())
+            .then(|| Self { namespace: namespace.into(), hostname: hostname.into() })
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.namespace, self.hostname)
+    }
+}
+
+/// How another node reaches a workload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelProtocol {
+    /// Plain TCP.
+    #[default]
+    None,
+    /// HTTP/2 CONNECT over mutual TLS, port 15008: the workload is enrolled in the mesh.
+    Hbone,
+}
+
+/// Where a workload runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Locality {
+    /// `topology.kubernetes.io/region`.
+    pub region: Arc<str>,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Arc<str>,
+    /// `topology.istio.io/subzone`.
+    pub subzone: Arc<str>,
+}
+
+/// A proxy that traffic has to pass: a waypoint or a gateway between networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gateway {
+    /// Where it is.
+    pub address: GatewayAddress,
+    /// Its HBONE port.
+    pub hbone_port: u16,
+}
+
+/// A gateway by name or by address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GatewayAddress {
+    /// A service of the mesh.
+    Service(ServiceName),
+    /// An address.
+    Address(NetworkAddress),
+}
+
+/// One port of a service and where it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PortMapping {
+    /// Port of the service.
+    pub service_port: u16,
+    /// Port of the workload.
+    pub target_port: u16,
+}
+
+/// Something that has addresses and takes connections: a pod, or a machine outside the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Workload {
+    /// Unique in the mesh, `<cluster>/<group>/<kind>/<namespace>/<name>`.
+    pub uid: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account; `default` where the control server left it out.
+    pub service_account: Arc<str>,
+    /// Trust domain; `cluster.local` where the control server left it out.
+    pub trust_domain: Arc<str>,
+    /// All addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Host name to resolve where there is no address.
+    pub hostname: Arc<str>,
+    /// Network of the addresses.
+    pub network: Arc<str>,
+    /// Cluster.
+    pub cluster: Arc<str>,
+    /// Node the workload runs on.
+    pub node: Arc<str>,
+    /// Whether it shares its node's network namespace; such a workload is never steered.
+    pub host_network: bool,
+    /// Telemetry: canonical service name.
+    pub canonical_name: Arc<str>,
+    /// Telemetry: canonical revision.
+    pub canonical_revision: Arc<str>,
+    /// Telemetry: name of the owning Deployment or the like.
+    pub workload_name: Arc<str>,
+    /// How to reach it.
+    pub tunnel: TunnelProtocol,
+    /// Proxy that its traffic passes first.
+    pub waypoint: Option<Gateway>,
+    /// Gateway into its network.
+    pub network_gateway: Option<Gateway>,
+    /// Whether it accepts connections; an unready pod does not.
+    pub healthy: bool,
+    /// Relative share of traffic; 1 by default.
+    pub weight: u32,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Services it is an endpoint of.
+    pub services: Vec<(ServiceName, Vec<PortMapping>)>,
+    /// Authorization policies that select it, `<namespace>/<name>`.
+    pub authorization_policies: Vec<Arc<str>>,
+    /// Which of its traffic is steered on its node.
+    pub redirection: Redirection,
+    /// What its node does while the agent is away.
+    pub failure_mode: FailureMode,
+}
+
+impl Workload {
+    /// The keys it is found under. A workload in its node's network namespace has none: its address is shared
+    /// with the node and with every other such workload, and says nothing about who is asking.
+    pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
+        self.addresses
+            .iter()
+            .filter(|_| !self.host_network)
+            .map(|address| NetworkAddress { network: Arc::clone(&self.network), address: *address })
+    }
+}
+
+/// A name with virtual addresses and the workloads behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Namespace and host name.
+    pub id: ServiceName,
+    /// Short name.
+    pub name: Arc<str>,
+    /// Virtual addresses; empty for a headless service.
+    pub addresses: Vec<NetworkAddress>,
+    /// Ports. A target of 0 leaves it to each workload.
+    pub ports: Vec<ServicePort>,
+    /// Identities that may serve it, where they are not the workloads' own.
+    pub subject_alt_names: Vec<Arc<str>>,
+    /// Proxy that its traffic passes first.
+    pub waypoint: Option<Gateway>,
+    /// How to choose among its endpoints.
+    pub load_balancing: LoadBalancing,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ServicePort {
+    /// Port clients connect to.
+    pub service_port: u16,
+    /// Port of the workloads; 0 where each workload names its own.
+    pub target_port: u16,
+}
+
+/// How to choose among a service's endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct LoadBalancing {
+    /// What an endpoint should share with the client, most important first.
+    pub preference: Vec<RoutingScope>,
+    /// What happens when none shares it.
+    pub mode: BalanceMode,
+    /// Whether unready endpoints may be chosen (`publishNotReadyAddresses`).
+    pub health_policy: HealthPolicy,
+}
+
+/// Something a client and an endpoint may have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoutingScope {
+    /// Region.
+    Region,
+    /// Zone.
+    Zone,
+    /// Sub-zone.
+    Subzone,
+    /// Node.
+    Node,
+    /// Cluster.
+    Cluster,
+    /// Network.
+    Network,
+}
+
+/// What to do with endpoints that do not share every preferred scope.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BalanceMode {
+    /// No preference: all endpoints alike.
+    #[default]
+    Any,
+    /// Only endpoints that share every scope.
+    Strict,
+    /// Those that share most scopes first, the others when these are gone.
+    Failover,
+    /// The client's own choice of address, without balancing.
+    Passthrough,
+}
+
+/// Which endpoints take part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthPolicy {
+    /// Healthy ones only.
+    #[default]
+    OnlyHealthy,
+    /// All.
+    AllowAll,
+}
