@@ -1,1 +1,4 @@
-//! mesh-xds
+//! The configuration protocol of the mesh, and nothing else: the messages ([`proto`]), a client and a server of
+//! delta discovery.
+
+pub mod proto;
