@@ -3,6 +3,6 @@
 mod record;
 
 pub use record::{
-    ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Peer, Reporter, ResponseFlag, Traffic,
-    Transport,
+    ConnectFailure, ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, Peer, Reporter,
+    ResponseFlag, Traffic, Transport,
 };

@@ -3,6 +3,7 @@
 //! The proxy makes one [`ConnectionRecord`] when a connection's way is decided, counts bytes in it while it
 //! relays, and hands it to the [`ConnectionObserver`] with a [`ConnectionEnd`] when it is over.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,6 +102,20 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
+    /// Every flag, in the order of declaration.
+    pub const ALL: [Self; 10] = [
+        Self::None,
+        Self::NoRoute,
+        Self::NoHealthyUpstream,
+        Self::UpstreamConnectionFailure,
+        Self::UpstreamConnectionTermination,
+        Self::DownstreamConnectionTermination,
+        Self::StreamIdleTimeout,
+        Self::Overflow,
+        Self::Drained,
+        Self::Denied,
+    ];
+
     /// The short form that metrics and logs carry.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -185,6 +200,76 @@ pub struct ConnectionEnd {
     pub detail: Option<String>,
 }
 
+/// Something worth counting that is not the end of a connection: it was survived, or there never was one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Incident {
+    /// One endpoint could not be connected to; another may still be tried.
+    ConnectFailure(ConnectFailure),
+    /// `accept` failed, mostly for want of descriptors; the listener backs off.
+    AcceptFailure,
+    /// Somebody dialled the listener itself instead of being steered to it; the connection was closed.
+    DirectConnection,
+}
+
+/// Why an endpoint could not be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectFailure {
+    /// Nobody listens there.
+    Refused,
+    /// There is no way there.
+    Unreachable,
+    /// It did not answer in time.
+    TimedOut,
+    /// The client's address and every port that would go with it are taken.
+    AddressInUse,
+    /// Descriptors, memory or ports of this node are exhausted.
+    Exhausted,
+    /// Anything else.
+    Other,
+}
+
+impl ConnectFailure {
+    /// Every failure, in the order of declaration.
+    pub const ALL: [Self; 6] = [
+        Self::Refused,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::AddressInUse,
+        Self::Exhausted,
+        Self::Other,
+    ];
+
+    /// The form that metrics carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::AddressInUse => "address_in_use",
+            Self::Exhausted => "exhausted",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl From<&io::Error> for ConnectFailure {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Self::Refused,
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Self::AddressInUse,
+            io::ErrorKind::OutOfMemory => Self::Exhausted,
+            _ => match error.raw_os_error() {
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS) => Self::Exhausted,
+                _ => Self::Other,
+            },
+        }
+    }
+}
+
 /// Hears of every connection. Called on data-plane workers: must neither block nor wait.
 pub trait ConnectionObserver: Send + Sync {
     /// The way of a connection is decided and it is open on both sides.
@@ -193,4 +278,9 @@ pub trait ConnectionObserver: Send + Sync {
     /// A connection is over. Comes after [`opened`](Self::opened) for one that was open, and alone for one that
     /// was refused or found no endpoint.
     fn closed(&self, record: &Arc<ConnectionRecord>, end: &ConnectionEnd);
+
+    /// Something happened that is no connection's end.
+    fn incident(&self, incident: Incident) {
+        let _ = incident;
+    }
 }
