@@ -3,10 +3,13 @@
 //! [`Snapshot`] is immutable and replaced as a whole; a connection takes one and keeps it to its end. Only the
 //! [`Store`] makes new ones, out of the control server's updates or the last good state on disk.
 
+pub mod cache;
+mod convert;
 mod model;
 mod snapshot;
 mod store;
 
+pub use convert::InvalidResource;
 pub use model::{
     BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, NetworkAddress, PortMapping,
     RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,

@@ -1,0 +1,249 @@
+//! The last good configuration on disk, so that an agent that starts while the control server is away serves
+//! what the mesh looked like when it last heard of it.
+//!
+//! The file holds the resources as they came over the wire, each with its version, so that the agent can also
+//! tell the control server what it already has. It is never changed in place: a new file is written from the
+//! old one and the changes since ([`Cache::merge`]), synced and renamed over it. No copy of the configuration
+//! is kept in memory for that.
+//!
+//! Format, integers little-endian: `magic`, format version (u32), then per resource a length (u32) and an
+//! `envoy.service.discovery.v3.Resource`; at the end `END` (u32), the number of resources (u64) and the CRC-32
+//! of everything before it (u32).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crc32fast::Hasher;
+use mesh_xds::proto::discovery::Resource;
+use prost::Message;
+
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use writer::CacheWriter;
+
+const MAGIC: [u8; 8] = *b"MESHCONF";
+const FORMAT: u32 = 1;
+const END: u32 = u32::MAX;
+/// No single resource comes near this; a larger length is damage.
+const MAX_RESOURCE: u32 = 16 << 20;
+
+/// What identifies a resource: its type URL and its name.
+pub type Key = (String, String);
+
+/// What became of resources since the file was written: the new version, or `None` for one that is gone.
+pub type Changes = BTreeMap<Key, Option<Resource>>;
+
+/// Why the file cannot be used. It is then ignored and replaced by the next good state.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{path} is damaged ({reason}); it is ignored and will be written anew")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The file with the last good configuration.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    path: PathBuf,
+}
+
+impl Cache {
+    /// The cache in directory `state`, which exists.
+    pub fn new(state: &Path) -> Self {
+        Self { path: state.join("configuration") }
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads all resources; none where there is no file yet.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is damaged. Nothing of a damaged file is returned.
+    pub fn load(&self) -> Result<Vec<Resource>, CacheError> {
+        let mut resources = Vec::new();
+        self.scan(|resource| {
+            resources.push(resource);
+            Ok(())
+        })?;
+        Ok(resources)
+    }
+
+    /// Replaces the file by one in which `changes` are done.
+    ///
+    /// # Errors
+    /// When the old file is damaged or a file cannot be read or written; the old file is then as it was.
+    pub fn merge(&self, changes: &Changes) -> Result<(), CacheError> {
+        let fresh = self.path.with_extension("new");
+        let io = |source| CacheError::Io { path: fresh.clone(), source };
+        let mut output = Output::create(&fresh).map_err(io)?;
+        self.scan(|resource| {
+            if changes.contains_key(&key(&resource)) {
+                Ok(())
+            } else {
+                output.resource(&resource).map_err(io)
+            }
+        })?;
+        for resource in changes.values().flatten() {
+            output.resource(resource).map_err(io)?;
+        }
+        output.finish().map_err(io)?;
+        fs::rename(&fresh, &self.path).map_err(io)?;
+        if let Some(directory) = self.path.parent() {
+            // The rename itself has to reach the disk too.
+            File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file, so that the next [`merge`](Self::merge) starts from nothing.
+    ///
+    /// # Errors
+    /// When there is a file and it cannot be removed.
+    pub fn clear(&self) -> Result<(), CacheError> {
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(CacheError::Io { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn scan(&self, visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<(), CacheError> {
+        match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(CacheError::Io { path: self.path.clone(), source }),
+            Ok(file) => {
+                Input { reader: BufReader::new(file), sum: Hasher::new(), path: &self.path }.scan(visit)
+            }
+        }
+    }
+}
+
+/// The key of a resource.
+pub fn key(resource: &Resource) -> Key {
+    let type_url = resource.resource.as_ref().map(|any| any.type_url.clone()).unwrap_or_default();
+    (type_url, resource.name.clone())
+}
+
+struct Input<'a, R> {
+    reader: R,
+    sum: Hasher,
+    path: &'a Path,
+}
+
+impl<R: Read> Input<'_, R> {
+    fn scan(mut self, mut visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<(), CacheError> {
+        if self.bytes::<8>()? != MAGIC {
+            return Err(self.damaged("it is not a configuration file"));
+        }
+        let format = u32::from_le_bytes(self.bytes()?);
+        if format != FORMAT {
+            return Err(self.damaged(format!("format {format}, expected {FORMAT}")));
+        }
+        let mut count = 0_u64;
+        let mut buffer = Vec::new();
+        loop {
+            let length = u32::from_le_bytes(self.bytes()?);
+            if length == END {
+                break;
+            }
+            if length > MAX_RESOURCE {
+                return Err(self.damaged(format!("a resource of {length} bytes")));
+            }
+            buffer.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+            self.fill(&mut buffer)?;
+            let resource = Resource::decode(&*buffer)
+                .map_err(|error| self.damaged(format!("resource {count}: {error}")))?;
+            visit(resource)?;
+            count += 1;
+        }
+        if u64::from_le_bytes(self.bytes()?) != count {
+            return Err(self.damaged("resources are missing"));
+        }
+        let expected = self.sum.clone().finalize();
+        if u32::from_le_bytes(self.bytes()?) != expected {
+            return Err(self.damaged("the checksum does not match"));
+        }
+        Ok(())
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], CacheError> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), CacheError> {
+        self.reader.read_exact(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.damaged("it ends too early"),
+            _ => CacheError::Io { path: self.path.to_owned(), source: error },
+        })?;
+        self.sum.update(buffer);
+        Ok(())
+    }
+
+    fn damaged(&self, reason: impl Into<String>) -> CacheError {
+        CacheError::Damaged { path: self.path.to_owned(), reason: reason.into() }
+    }
+}
+
+struct Output {
+    writer: BufWriter<File>,
+    sum: Hasher,
+    count: u64,
+}
+
+impl Output {
+    fn create(path: &Path) -> io::Result<Self> {
+        let mut output = Self { writer: BufWriter::new(File::create(path)?), sum: Hasher::new(), count: 0 };
+        output.put(&MAGIC)?;
+        output.put(&FORMAT.to_le_bytes())?;
+        Ok(output)
+    }
+
+    fn resource(&mut self, resource: &Resource) -> io::Result<()> {
+        let bytes = resource.encode_to_vec();
+        let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_RESOURCE);
+        let Some(length) = length else {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("resource {:?}", resource.name)));
+        };
+        self.put(&length.to_le_bytes())?;
+        self.put(&bytes)?;
+        self.count += 1;
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.put(&END.to_le_bytes())?;
+        self.put(&self.count.to_le_bytes())?;
+        let sum = self.sum.clone().finalize();
+        self.put(&sum.to_le_bytes())?;
+        self.writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sum.update(bytes);
+        self.writer.write_all(bytes)
+    }
+}

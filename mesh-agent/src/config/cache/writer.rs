@@ -1,0 +1,116 @@
+//! Writes changes to the cache beside the traffic: gathered for a while, in one file at a time.
+
+use std::mem;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_xds::proto::discovery::Resource;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, warn};
+
+use super::{Cache, CacheError, Changes, Key, key};
+
+/// The least time between two files.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Writing takes at most this part of the time: one in so many.
+const SHARE: u32 = 10;
+
+/// Takes changes from the configuration client and brings them to disk.
+#[derive(Debug, Clone)]
+pub struct CacheWriter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    cache: Cache,
+    /// Bounded by the number of resources in the mesh: a later change of a resource replaces the earlier one.
+    pending: Mutex<Changes>,
+    changed: Notify,
+}
+
+impl CacheWriter {
+    /// A writer for `cache`; [`run`](Self::run) does the writing.
+    pub fn new(cache: Cache) -> Self {
+        Self { shared: Arc::new(Shared { cache, pending: Mutex::default(), changed: Notify::new() }) }
+    }
+
+    /// Notes that `resource` is the last good version.
+    pub fn put(&self, resource: Resource) {
+        self.note(key(&resource), Some(resource));
+    }
+
+    /// Notes that a resource is gone.
+    pub fn remove(&self, type_url: &str, name: &str) {
+        self.note((type_url.to_owned(), name.to_owned()), None);
+    }
+
+    /// Forgets what is on disk and not written yet, because all of it comes anew.
+    pub fn reset(&self) -> Result<(), CacheError> {
+        self.take();
+        self.shared.cache.clear()
+    }
+
+    /// Writes until `stop` resolves, then writes what is left.
+    ///
+    /// `lost` is called when the file turns out to be damaged: the state has to come anew from the server.
+    pub async fn run(self, stop: impl Future<Output = ()>, lost: impl Fn()) {
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = self.shared.changed.notified() => {}
+                () = &mut stop => break,
+            }
+            let started = Instant::now();
+            self.write(&lost).await;
+            let next = started + INTERVAL.max(started.elapsed() * SHARE);
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = &mut stop => break,
+            }
+        }
+        self.write(&lost).await;
+    }
+
+    async fn write(&self, lost: &impl Fn()) {
+        let changes = self.take();
+        if changes.is_empty() {
+            return;
+        }
+        let cache = self.shared.cache.clone();
+        let result = tokio::task::spawn_blocking(move || (cache.merge(&changes), changes)).await;
+        match result {
+            Ok((Ok(()), _)) => {}
+            Ok((Err(error @ CacheError::Damaged { .. }), _)) => {
+                error!(%error, "last good configuration lost");
+                if let Err(error) = self.shared.cache.clear() {
+                    warn!(%error, "cannot remove the damaged file");
+                }
+                lost();
+            }
+            Ok((Err(error), changes)) => {
+                warn!(%error, "cannot write the last good configuration; will try again with the next change");
+                self.put_back(changes);
+            }
+            Err(error) => error!(%error, "writing the last good configuration"),
+        }
+    }
+
+    fn note(&self, key: Key, change: Option<Resource>) {
+        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(key, change);
+        self.shared.changed.notify_one();
+    }
+
+    fn take(&self) -> Changes {
+        mem::take(&mut *self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns changes that could not be written, below those that came meanwhile.
+    fn put_back(&self, changes: Changes) {
+        let mut pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, change) in changes {
+            pending.entry(key).or_insert(change);
+        }
+    }
+}
