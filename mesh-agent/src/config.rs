@@ -5,14 +5,16 @@
 
 pub mod cache;
 mod convert;
+mod load;
 mod model;
 mod snapshot;
 mod store;
 
 pub use convert::InvalidResource;
+pub use load::{ActiveConnection, EndpointLoad};
 pub use model::{
     BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, NetworkAddress, PortMapping,
     RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
 };
-pub use snapshot::{ActiveConnection, Endpoint, EndpointLoad, LocalNode, ServiceEntry, Snapshot};
+pub use snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot, Tier};
 pub use store::{Change, SharedSnapshot, Store};

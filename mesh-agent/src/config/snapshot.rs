@@ -4,12 +4,13 @@
 //! so that one changed endpoint among 100,000 workloads costs a handful of nodes, not a copy.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use imbl::{HashMap, OrdMap};
 use serde::Serialize;
 
+use super::load::EndpointLoad;
 use super::model::{
     BalanceMode, HealthPolicy, Locality, NetworkAddress, PortMapping, RoutingScope, Service, ServiceName,
     Workload,
@@ -26,35 +27,6 @@ pub struct LocalNode {
     pub network: Arc<str>,
     /// Where it is; known once a workload of the node is.
     pub locality: Locality,
-}
-
-/// How busy an endpoint is, counted on this node. Shared by all snapshots that know the workload.
-#[derive(Debug, Default)]
-pub struct EndpointLoad {
-    active: AtomicU32,
-}
-
-impl EndpointLoad {
-    /// Connections from this node that are open now.
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Counts one connection more, until the returned guard is dropped.
-    pub fn enter(self: &Arc<Self>) -> ActiveConnection {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        ActiveConnection(Arc::clone(self))
-    }
-}
-
-/// One open connection to an endpoint.
-#[derive(Debug)]
-pub struct ActiveConnection(Arc<EndpointLoad>);
-
-impl Drop for ActiveConnection {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A workload in its role behind one service.
@@ -75,6 +47,33 @@ impl Endpoint {
     }
 }
 
+/// Endpoints that are equally near.
+#[derive(Debug, Clone)]
+pub struct Tier {
+    endpoints: Vec<Endpoint>,
+    heaviest: u32,
+}
+
+impl Tier {
+    pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
+        let heaviest = endpoints.iter().map(|endpoint| endpoint.workload.weight).max().unwrap_or_default();
+        Self { endpoints, heaviest }
+    }
+
+    /// The largest weight among its endpoints.
+    pub fn heaviest(&self) -> u32 {
+        self.heaviest
+    }
+}
+
+impl Deref for Tier {
+    type Target = [Endpoint];
+
+    fn deref(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+}
+
 /// A service with its endpoints, ready to choose from.
 #[derive(Debug, Clone)]
 pub struct ServiceEntry {
@@ -83,7 +82,7 @@ pub struct ServiceEntry {
     /// Every endpoint by workload uid, healthy or not.
     pub endpoints: OrdMap<Arc<str>, Endpoint>,
     /// Endpoints that may be chosen, in tiers: those of a later tier only when the earlier ones failed.
-    pub tiers: Arc<[Vec<Endpoint>]>,
+    pub tiers: Arc<[Tier]>,
 }
 
 impl ServiceEntry {
@@ -98,11 +97,7 @@ impl ServiceEntry {
 }
 
 /// Sorts the endpoints that may be chosen by how much they share with this node.
-fn tiers(
-    service: &Service,
-    endpoints: &OrdMap<Arc<str>, Endpoint>,
-    node: &LocalNode,
-) -> Arc<[Vec<Endpoint>]> {
+fn tiers(service: &Service, endpoints: &OrdMap<Arc<str>, Endpoint>, node: &LocalNode) -> Arc<[Tier]> {
     let balancing = &service.load_balancing;
     let preference = match balancing.mode {
         BalanceMode::Any | BalanceMode::Passthrough => &[][..],
@@ -122,8 +117,7 @@ fn tiers(
     if balancing.mode == BalanceMode::Strict {
         ranked.truncate(1);
     }
-    ranked.retain(|tier| !tier.is_empty());
-    ranked.into()
+    ranked.into_iter().filter(|tier| !tier.is_empty()).map(Tier::new).collect()
 }
 
 fn shares(scope: RoutingScope, workload: &Workload, node: &LocalNode) -> bool {

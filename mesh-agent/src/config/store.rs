@@ -7,8 +7,9 @@ use arc_swap::ArcSwap;
 use imbl::{HashMap, OrdMap};
 use tokio::sync::watch;
 
+use super::load::EndpointLoad;
 use super::model::{Locality, Service, ServiceName, Workload};
-use super::snapshot::{Endpoint, EndpointLoad, LocalNode, ServiceEntry, Snapshot};
+use super::snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot};
 
 #[cfg(test)]
 mod tests;

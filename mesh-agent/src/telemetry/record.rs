@@ -187,8 +187,9 @@ pub struct ConnectionRecord {
     pub opened_at: SystemTime,
     /// When it was accepted, for its age.
     pub opened: Instant,
-    /// Bytes so far.
-    pub traffic: Traffic,
+    /// Bytes so far. One relay may serve two records: those of the client's and the server's side where both
+    /// are pods of this node.
+    pub traffic: Arc<Traffic>,
 }
 
 /// How a connection ended.
