@@ -1,0 +1,101 @@
+//! `cargo xtask build-ebpf`: the kernel programs, compiled for BPF into one object that `mesh-agent` carries.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    process,
+    workspace::{Workspace, find_program},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// A Rust toolchain that compiles for BPF.
+pub(crate) enum Toolchain {
+    /// A rustup nightly, which builds the core library from its source.
+    Nightly,
+    /// Debian's `rustc-web`, with a core library already built.
+    Debian,
+}
+
+impl Toolchain {
+    /// The toolchain of this machine; a nightly first, because whoever has installed its source wants it
+    /// used.
+    pub(crate) fn find() -> Result<Self> {
+        if nightly_source().is_some() {
+            return Ok(Self::Nightly);
+        }
+        let parts =
+            ["/usr/bin/cargo".into(), "/usr/bin/rustc".into(), format!("/usr/lib/rustlib/{TARGET}/lib")];
+        if parts.iter().all(|part| Path::new(part).exists()) {
+            return Ok(Self::Debian);
+        }
+        bail!("no Rust toolchain for BPF: run `cargo xtask setup`")
+    }
+
+    fn cargo(&self, workspace: &Workspace) -> Command {
+        match self {
+            Self::Nightly => {
+                let mut command = workspace.command("rustup");
+                command.args(["run", "nightly", "cargo", "build", "-Zbuild-std=core"]);
+                command
+            }
+            Self::Debian => {
+                let mut command = workspace.command("/usr/bin/cargo");
+                command.env("RUSTC", "/usr/bin/rustc").arg("build");
+                command
+            }
+        }
+    }
+}
+
+/// The source of a nightly's core library.
+fn nightly_source() -> Option<PathBuf> {
+    let rustup = std::env::var_os("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".rustup")))?;
+    let toolchains = fs::read_dir(rustup.join("toolchains")).ok()?.flatten();
+    let nightlies =
+        toolchains.filter(|toolchain| toolchain.file_name().to_string_lossy().starts_with("nightly-"));
+    nightlies
+        .map(|toolchain| toolchain.path().join("lib/rustlib/src/rust/library/core"))
+        .find(|source| source.exists())
+}
+
+/// Where the object is put, for `mesh-agent` to include.
+fn object(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("bpf/mesh-ebpf")
+}
+
+/// Builds the object. Quick when nothing has changed.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    find_program("bpf-linker").context("bpf-linker is missing: run `cargo xtask setup`")?;
+    let target = workspace.target().join("ebpf");
+    let mut command = Toolchain::find()?.cargo(workspace);
+    command
+        .current_dir(workspace.root().join("mesh-ebpf"))
+        .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
+        .arg(&target)
+        // Flags of the workspace's build are not for this target; BTF is what makes maps and programs
+        // readable for bpftool.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Clinker=bpf-linker\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    process::quietly(workspace, "kernel programs", &mut command)?;
+
+    let (built, object) = (target.join(TARGET).join("release/mesh-ebpf"), object(workspace));
+    if fs::read(&built).ok() == fs::read(&object).ok() {
+        // The same bytes: `mesh-agent` need not be built anew.
+        return Ok(());
+    }
+    fs::create_dir_all(workspace.target().join("bpf"))
+        .context("cannot make the folder of the kernel programs")?;
+    fs::copy(&built, &object)
+        .with_context(|| format!("cannot put the kernel programs into {}", object.display()))?;
+    Ok(())
+}
