@@ -4,4 +4,5 @@
 
 pub mod config;
 pub mod pods;
+pub mod settings;
 pub mod telemetry;

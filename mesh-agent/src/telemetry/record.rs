@@ -231,14 +231,8 @@ pub enum ConnectFailure {
 
 impl ConnectFailure {
     /// Every failure, in the order of declaration.
-    pub const ALL: [Self; 6] = [
-        Self::Refused,
-        Self::Unreachable,
-        Self::TimedOut,
-        Self::AddressInUse,
-        Self::Exhausted,
-        Self::Other,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Refused, Self::Unreachable, Self::TimedOut, Self::AddressInUse, Self::Exhausted, Self::Other];
 
     /// The form that metrics carry.
     pub fn as_str(self) -> &'static str {

@@ -1,0 +1,373 @@
+//! Everything an operator can set, read from the command line and the environment, checked as a whole before
+//! anything is touched.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tonic::transport::Uri;
+
+use crate::config::LocalNode;
+use crate::pods::FailureMode;
+
+#[cfg(test)]
+mod tests;
+
+/// Where the agent learns which pods the node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodSourceKind {
+    /// The Kubernetes API: pods of this node, enrolled by label.
+    Kubernetes,
+    /// The control server: workloads that name this node.
+    Control,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Whether and how connections are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    /// Not at all.
+    Off,
+    /// One line of text each.
+    Text,
+    /// One JSON object each.
+    Json,
+}
+
+/// What a pod that does not say itself gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultFailureMode {
+    /// New connections pass the mesh by while no agent runs.
+    Open,
+    /// They are dropped.
+    Closed,
+}
+
+impl From<DefaultFailureMode> for FailureMode {
+    fn from(mode: DefaultFailureMode) -> Self {
+        match mode {
+            DefaultFailureMode::Open => Self::Open,
+            DefaultFailureMode::Closed => Self::Closed,
+        }
+    }
+}
+
+/// Where the agent leaves its traces on the node; `mesh-agent detach` needs these to find them again.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Name of this node, as the control server knows it.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+
+    /// Mounted BPF file system below which programs and maps are pinned.
+    #[arg(long, env = "MESH_BPFFS", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+
+    /// Directory of the last good configuration.
+    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-agent")]
+    pub state_dir: PathBuf,
+
+    /// Directory of the admin socket, the lock and the record of what was changed on the node.
+    #[arg(long, env = "MESH_RUN_DIR", default_value = "/run/mesh-agent")]
+    pub run_dir: PathBuf,
+
+    /// Mark of steered packets, within the mask.
+    #[arg(long, env = "MESH_CAPTURE_MARK", value_parser = number, default_value = "0x1000")]
+    pub capture_mark: NonZeroU32,
+
+    /// Mark of the agent's own sockets, within the mask.
+    #[arg(long, env = "MESH_AGENT_MARK", value_parser = number, default_value = "0x2000")]
+    pub agent_mark: NonZeroU32,
+
+    /// Bits of the packet mark the mesh uses. Must be clear of the bits that kube-proxy (0xc000), Cilium
+    /// (0xf00), Calico (0xffff0000) and other agents on the node use.
+    #[arg(long, env = "MESH_MARK_MASK", value_parser = number, default_value = "0x3000")]
+    pub mark_mask: NonZeroU32,
+
+    /// Routing table of steered packets.
+    #[arg(long, env = "MESH_ROUTE_TABLE", value_parser = number, default_value = "15001")]
+    pub route_table: NonZeroU32,
+}
+
+/// Options of `mesh-agent run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Where the agent leaves its traces.
+    #[command(flatten)]
+    pub node: NodeArgs,
+
+    /// Control server, `http://host:port` or `https://host:port`. Repeat for more; the first that answers is
+    /// used, the others take over when it is gone.
+    #[arg(
+        long = "control-server",
+        env = "MESH_CONTROL_SERVER",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://mesh-control.mesh-system.svc:15010"
+    )]
+    pub control_servers: Vec<String>,
+
+    /// PEM file with the roots that an https control server is checked against.
+    #[arg(long, env = "MESH_CONTROL_ROOT_CERT", value_name = "FILE")]
+    pub control_root_cert: Option<PathBuf>,
+
+    /// File with the bearer token for the control server, read anew for each connection.
+    #[arg(long, env = "MESH_CONTROL_TOKEN_FILE", value_name = "FILE")]
+    pub control_token_file: Option<PathBuf>,
+
+    /// Ask for addresses when they are first used instead of holding the whole mesh.
+    #[arg(long, env = "MESH_ON_DEMAND")]
+    pub on_demand: bool,
+
+    /// Where the agent learns which pods the node has.
+    #[arg(long, env = "MESH_POD_SOURCE", value_enum, default_value = "kubernetes")]
+    pub pod_source: PodSourceKind,
+
+    /// What becomes of a pod's new connections while no agent runs, unless the pod says itself.
+    #[arg(long, env = "MESH_FAILURE_MODE", value_enum, default_value = "open")]
+    pub failure_mode: DefaultFailureMode,
+
+    /// Unix socket for meshctl; in the run directory by default.
+    #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+
+    /// Address of /metrics and /healthz.
+    #[arg(long, env = "MESH_HTTP_ADDRESS", default_value = "127.0.0.1:15020")]
+    pub http_address: SocketAddr,
+
+    /// Log level, or a filter such as `info,mesh_agent::steering=debug`.
+    #[arg(long, env = "MESH_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// How log lines are written.
+    #[arg(long, env = "MESH_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Whether and how every connection is logged at its end.
+    #[arg(long, env = "MESH_ACCESS_LOG", value_enum, default_value = "text")]
+    pub access_log: AccessLogFormat,
+
+    /// File of the access log; standard output by default.
+    #[arg(long, env = "MESH_ACCESS_LOG_FILE", value_name = "FILE")]
+    pub access_log_file: Option<PathBuf>,
+
+    /// Name of the cluster this node belongs to.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+
+    /// Network of this node's pods; empty is the default network.
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+
+    /// Domain of the cluster's service names.
+    #[arg(long, env = "MESH_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Name of the agent's own pod, for the control server's logs.
+    #[arg(long, env = "POD_NAME", default_value = "mesh-agent")]
+    pub pod_name: String,
+
+    /// Namespace of the agent's own pod.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "mesh-system")]
+    pub pod_namespace: String,
+
+    /// Address of the agent's own pod, for the control server's logs.
+    #[arg(long, env = "INSTANCE_IP", default_value = "127.0.0.1")]
+    pub instance_ip: IpAddr,
+
+    /// Data-plane workers, one listener and one thread each; one per core by default.
+    #[arg(long, env = "MESH_WORKERS")]
+    pub workers: Option<NonZeroUsize>,
+
+    /// Connections open at the same time, all pods together.
+    #[arg(long, env = "MESH_MAX_CONNECTIONS", default_value = "100000")]
+    pub max_connections: NonZeroUsize,
+
+    /// Connections open at the same time, per pod.
+    #[arg(long, env = "MESH_MAX_CONNECTIONS_PER_POD", default_value = "20000")]
+    pub max_connections_per_pod: NonZeroUsize,
+
+    /// Time to reach an endpoint, all attempts together.
+    #[arg(long, env = "MESH_CONNECT_TIMEOUT", value_parser = duration, default_value = "5s")]
+    pub connect_timeout: Duration,
+
+    /// A connection on which nothing moves for this long is closed.
+    #[arg(long, env = "MESH_IDLE_TIMEOUT", value_parser = duration, default_value = "1h")]
+    pub idle_timeout: Duration,
+
+    /// Time that open connections have to end after SIGTERM.
+    #[arg(long, env = "MESH_DRAIN_TIME", value_parser = duration, default_value = "20s")]
+    pub drain_time: Duration,
+
+    /// Keep steering state and routes when the agent stops, for a successor that takes over at once (an upgrade).
+    #[arg(long, env = "MESH_KEEP_STATE_ON_EXIT")]
+    pub keep_state_on_exit: bool,
+}
+
+/// What is wrong with the settings, all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid settings:{}", problems.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+pub struct InvalidSettings {
+    problems: Vec<String>,
+}
+
+impl NodeArgs {
+    fn check(&self, problems: &mut Vec<String>) {
+        let name = &self.node_name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        if name.is_empty() || name.len() > 253 || !name.chars().all(plain) {
+            problems.push(format!("--node-name {name:?}: 1 to 253 letters, digits, '-', '.' and '_'"));
+        }
+        let (mask, capture, agent) = (self.mark_mask.get(), self.capture_mark.get(), self.agent_mark.get());
+        for (flag, mark) in [("--capture-mark", capture), ("--agent-mark", agent)] {
+            if mark & !mask != 0 {
+                problems.push(format!("{flag} {mark:#x}: has bits outside --mark-mask {mask:#x}"));
+            }
+        }
+        if capture == agent {
+            problems.push(format!("--capture-mark and --agent-mark are both {agent:#x}: they must differ"));
+        }
+        // Tables 253 to 255 are the kernel's own: default, main and local.
+        if (253..=255).contains(&self.route_table.get()) {
+            problems.push(format!("--route-table {}: belongs to the kernel", self.route_table));
+        }
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Lists every problem at once.
+    pub fn validate(&self) -> Result<(), InvalidSettings> {
+        let mut problems = Vec::new();
+        self.check(&mut problems);
+        finish(problems)
+    }
+}
+
+impl RunArgs {
+    /// Checks all settings.
+    ///
+    /// # Errors
+    /// Lists every problem at once.
+    pub fn validate(&self) -> Result<(), InvalidSettings> {
+        let mut problems = Vec::new();
+        self.node.check(&mut problems);
+        for server in &self.control_servers {
+            if let Err(reason) = control_server(server) {
+                problems.push(format!("--control-server {server:?}: {reason}"));
+            }
+        }
+        if let Err(error) = self.log_level.parse::<tracing_subscriber::filter::Targets>() {
+            problems.push(format!("--log-level {:?}: {error}", self.log_level));
+        }
+        for (flag, path) in [
+            ("--control-root-cert", &self.control_root_cert),
+            ("--control-token-file", &self.control_token_file),
+        ] {
+            if let Some(path) = path
+                && let Err(error) = std::fs::metadata(path)
+            {
+                problems.push(format!("{flag} {}: {error}", path.display()));
+            }
+        }
+        if self.max_connections_per_pod > self.max_connections {
+            problems.push(format!(
+                "--max-connections-per-pod {} is more than --max-connections {}",
+                self.max_connections_per_pod, self.max_connections
+            ));
+        }
+        for (flag, time) in
+            [("--connect-timeout", self.connect_timeout), ("--idle-timeout", self.idle_timeout)]
+        {
+            if time.is_zero() {
+                problems.push(format!("{flag} 0s: must be longer"));
+            }
+        }
+        finish(problems)
+    }
+
+    /// The node as the choice of endpoints sees it.
+    pub fn local_node(&self) -> LocalNode {
+        LocalNode {
+            name: self.node.node_name.as_str().into(),
+            cluster: self.cluster_id.as_str().into(),
+            network: self.network.as_str().into(),
+            ..LocalNode::default()
+        }
+    }
+
+    /// Where meshctl finds the agent.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin_socket.clone().unwrap_or_else(|| self.node.run_dir.join("admin.sock"))
+    }
+
+    /// Number of data-plane workers.
+    pub fn workers(&self) -> NonZeroUsize {
+        self.workers.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// The control server's view of this agent: `ztunnel~<address>~<pod>.<namespace>~<namespace>.svc.<domain>`,
+    /// which an istiod takes for one of its own.
+    pub fn node_id(&self) -> Arc<str> {
+        let Self { instance_ip, pod_name, pod_namespace, cluster_domain, .. } = self;
+        format!("ztunnel~{instance_ip}~{pod_name}.{pod_namespace}~{pod_namespace}.svc.{cluster_domain}")
+            .into()
+    }
+}
+
+fn finish(problems: Vec<String>) -> Result<(), InvalidSettings> {
+    if problems.is_empty() { Ok(()) } else { Err(InvalidSettings { problems }) }
+}
+
+fn control_server(text: &str) -> Result<(), String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (uri.scheme_str(), uri.port_u16()) {
+        (Some("http" | "https"), Some(_)) => Ok(()),
+        (Some("http" | "https"), None) => Err("names no port, such as :15010".to_owned()),
+        _ => Err("must start with http:// or https://".to_owned()),
+    }
+}
+
+/// Reads a positive number, decimal or 0x hexadecimal.
+fn number(text: &str) -> Result<NonZeroU32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number
+        .ok()
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| "a positive number, decimal or 0x hexadecimal".to_owned())
+}
+
+/// Reads `500ms`, `5s`, `10m` or `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let usage = || "a whole number with a unit: 500ms, 5s, 10m or 1h".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(usage)?;
+    let (amount, unit) = text.split_at(digits);
+    let amount: u32 = amount.parse().map_err(|_| usage())?;
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        "h" => Duration::from_secs(3600),
+        _ => return Err(usage()),
+    };
+    Ok(unit * amount)
+}
