@@ -1,1 +1,40 @@
-//! mesh-lab
+//! Nodes and pods out of network namespaces: for the demo, the tests and the benchmarks.
+//!
+//! ```no_run
+//! use mesh_lab::{Lab, Topology};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let topology = Topology::parse("inline", "
+//! name: example
+//! nodes:
+//!   - name: node1
+//!     pods: [{name: client}]
+//!   - name: node2
+//!     cni: bridge
+//!     pods: [{name: server}]
+//! ")?;
+//! let lab = Lab::up(topology.unique())?;
+//! let server = lab.pod("server")?;
+//! let _nginx = server.program("nginx")?.args(["-g", "daemon off;"]).spawn()?;
+//! let answer = lab.pod("client")?.program("curl")?.arg(format!("http://{}/", server.ipv4().unwrap())).output()?;
+//! println!("{}", answer.stdout);
+//! # Ok(())
+//! # } // All of it is gone here.
+//! ```
+
+pub mod lab;
+pub mod machine;
+pub mod netns;
+pub mod process;
+pub mod state;
+pub mod topology;
+
+mod cgroup;
+mod network;
+
+pub use lab::{Lab, LabError};
+pub use machine::{Kind, Machine};
+pub use netns::Namespace;
+pub use network::NetworkError;
+pub use process::{Output, Process, ProcessError, Program};
+pub use topology::{Addresses, Cidrs, Cni, Families, Host, Node, Pod, Topology, TopologyError};

@@ -1,0 +1,77 @@
+//! A cgroup for every machine of a lab, where the kernel offers cgroup2: `mesh-lab/<lab>/<node>/<pod>`.
+//!
+//! Programs are moved in before they run, so cgroup programs see them from their first system call, and `cgroup.kill` ends a whole
+//! lab at once, also what has left its process group. Pods are below their node, so that a node's agent can attach to its part.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The folder below the mount point that all labs share.
+const PARENT: &str = "mesh-lab";
+/// How long killed processes may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The cgroup of a lab, or `None` where no cgroup2 is mounted.
+pub(crate) fn lab_root(lab: &str) -> Option<PathBuf> {
+    Some(mount_point()?.join(PARENT).join(lab))
+}
+
+/// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid systems.
+pub(crate) fn mount_point() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_device, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(place))
+    })
+}
+
+/// Makes a cgroup and its parents.
+pub(crate) fn create(path: &Path) -> io::Result<()> {
+    match fs::create_dir_all(path) {
+        // Another lab's end has removed the shared parent in between.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path),
+        result => result,
+    }
+}
+
+/// The file through which a process puts itself into the cgroup: by writing `0`.
+pub(crate) fn entrance(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .open(path.join("cgroup.procs"))
+}
+
+/// Kills everything in a lab's cgroup and removes it with all below.
+pub(crate) fn remove(root: &Path) -> io::Result<()> {
+    if !root.exists() {
+        return Ok(());
+    }
+    fs::write(root.join("cgroup.kill"), "1")?;
+    let deadline = Instant::now() + KILL_DEADLINE;
+    // Busy until the last process has been torn down.
+    while let Err(error) = remove_tree(root) {
+        if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() > deadline {
+            return Err(error);
+        }
+        thread::sleep(POLL);
+    }
+    // The shared parent goes with the last lab: refused while others are there.
+    root.parent().map(fs::remove_dir);
+    Ok(())
+}
+
+/// The files of a cgroup cannot be removed, only its directories, the deepest first.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}

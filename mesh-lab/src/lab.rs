@@ -1,0 +1,458 @@
+//! A lab: built from a topology, gone with its handle.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cgroup;
+use crate::machine::{Kind, Machine};
+use crate::netns::Namespace;
+use crate::network::{self, NetworkError};
+use crate::state::{self, ProcessId, Record};
+use crate::topology::{Addresses, SWITCH, Topology};
+
+/// Why a lab cannot be built, found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// A lab of this name is there.
+    #[error("the lab {name} is there already ({}): remove it with `mesh-lab down {name}` or use another name", owned(*owner))]
+    Exists {
+        /// The name.
+        name: String,
+        /// The process it belongs to; `None` for a kept lab.
+        owner: Option<i32>,
+    },
+    /// There is no such lab.
+    #[error("there is no lab {name}: `mesh-lab list` shows those that are there")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// The lab has no such machine.
+    #[error("the lab {lab} has no {what} {name}; it has {known}")]
+    NoMachine {
+        /// The lab.
+        lab: String,
+        /// The kind of machine looked for.
+        what: &'static str,
+        /// The name looked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// Somebody else's network namespace has a name that the lab needs.
+    #[error(
+        "the network namespace {name} is there and belongs to no lab: remove it with `ip netns del {name}` or use another lab name"
+    )]
+    NamespaceTaken {
+        /// The namespace.
+        name: String,
+    },
+    /// A namespace or a cgroup cannot be made.
+    #[error("cannot make {what}: {source} (labs need root)")]
+    Create {
+        /// What.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The machine cannot be wired.
+    #[error("{machine}: {source}")]
+    Network {
+        /// The machine.
+        machine: String,
+        /// What went wrong.
+        source: NetworkError,
+    },
+    /// A part cannot be removed.
+    #[error("cannot remove {what}: {source}")]
+    Remove {
+        /// What.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The record of a lab cannot be read or written.
+    #[error("{path}: {source}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl LabError {
+    pub(crate) fn state(path: &Path, source: io::Error) -> Self {
+        Self::State {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+fn owned(owner: Option<i32>) -> String {
+    owner.map_or_else(|| "kept".to_owned(), |pid| format!("of process {pid}"))
+}
+
+/// A running lab. Dropping it ends every program in it and removes all of it, unless it was [kept](Lab::keep).
+#[derive(Debug)]
+pub struct Lab {
+    machines: BTreeMap<String, Machine>,
+    registry: Arc<Registry>,
+    topology: Topology,
+    /// Whether the end of this handle is the end of the lab.
+    owned: bool,
+}
+
+impl Lab {
+    /// Builds a lab, and first removes those that crashed processes have left.
+    ///
+    /// # Errors
+    /// When the name is in use, or something cannot be made; what was made until then is removed again.
+    pub fn up(topology: Topology) -> Result<Self, LabError> {
+        for name in state::remove_stale()? {
+            tracing::info!(lab = name, "removed a lab that its owner has left behind");
+        }
+        let namespaces = std::iter::once(SWITCH)
+            .chain(names(&topology))
+            .map(|name| namespace_name(&topology, name))
+            .collect();
+        let record = Record {
+            owner: ProcessId::own(),
+            namespaces,
+            cgroup: cgroup::lab_root(&topology.name),
+            processes: Vec::new(),
+            topology: topology.clone(),
+        };
+        record.reserve()?;
+        let registry = Arc::new(Registry::new(record));
+        // From here on, dropping it removes what there is.
+        let mut lab = Self {
+            machines: BTreeMap::new(),
+            registry,
+            topology,
+            owned: true,
+        };
+        lab.build()?;
+        Ok(lab)
+    }
+
+    /// Opens a lab that was kept. Dropping the handle leaves it as it is.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn open(name: &str) -> Result<Self, LabError> {
+        let record = state::load(name)?;
+        let topology = record.topology.clone();
+        let mut lab = Self {
+            machines: BTreeMap::new(),
+            registry: Arc::new(Registry::new(record)),
+            topology,
+            owned: false,
+        };
+        lab.add_machines(Namespace::open)?;
+        Ok(lab)
+    }
+
+    /// Removes the lab, and says what could not be removed.
+    ///
+    /// # Errors
+    /// When something could not be removed.
+    pub fn down(mut self) -> Result<(), LabError> {
+        self.owned = false;
+        self.remove()
+    }
+
+    /// Leaves the lab when this handle and this process are gone; [`remove`] or `mesh-lab down` ends it.
+    ///
+    /// # Errors
+    /// When that cannot be recorded.
+    pub fn keep(mut self) -> Result<(), LabError> {
+        self.registry.keep()?;
+        self.owned = false;
+        Ok(())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.topology.name
+    }
+
+    /// What it was built from, with every address.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Where the programs' logs are, until the lab is removed.
+    #[must_use]
+    pub fn log_directory(&self) -> PathBuf {
+        state::log_directory(self.name())
+    }
+
+    /// The node of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, name: &str) -> Result<&Machine, LabError> {
+        self.find("node", name, |kind| *kind == Kind::Node)
+    }
+
+    /// The pod of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, name: &str) -> Result<&Machine, LabError> {
+        self.find("pod", name, |kind| matches!(kind, Kind::Pod { .. }))
+    }
+
+    /// The host outside the mesh of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn host(&self, name: &str) -> Result<&Machine, LabError> {
+        self.find("host", name, |kind| *kind == Kind::Host)
+    }
+
+    /// The machine of this name, whatever it is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn machine(&self, name: &str) -> Result<&Machine, LabError> {
+        self.find("machine", name, |_| true)
+    }
+
+    /// All machines, by name.
+    pub fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.machines.values()
+    }
+
+    /// Under the registry's lock, so that a program that ends meanwhile does not write the record again.
+    fn remove(&self) -> Result<(), LabError> {
+        self.registry
+            .with(|record| state::remove(&record.topology.name))
+    }
+
+    fn find(
+        &self,
+        what: &'static str,
+        name: &str,
+        wanted: impl Fn(&Kind) -> bool,
+    ) -> Result<&Machine, LabError> {
+        self.machines
+            .get(name)
+            .filter(|machine| wanted(machine.kind()))
+            .ok_or_else(|| {
+                let known: Vec<&str> = self
+                    .machines()
+                    .filter(|machine| wanted(machine.kind()))
+                    .map(Machine::name)
+                    .collect();
+                LabError::NoMachine {
+                    lab: self.name().to_owned(),
+                    what,
+                    name: name.to_owned(),
+                    known: known.join(", "),
+                }
+            })
+    }
+
+    fn build(&mut self) -> Result<(), LabError> {
+        let logs = self.log_directory();
+        std::fs::create_dir_all(&logs).map_err(|error| LabError::state(&logs, error))?;
+        let switch =
+            Namespace::create(&namespace_name(&self.topology, SWITCH)).map_err(|source| {
+                LabError::Create {
+                    what: "the switch's namespace".to_owned(),
+                    source,
+                }
+            })?;
+        self.add_machines(Namespace::create)?;
+        for path in self.machines.values().filter_map(Machine::cgroup) {
+            cgroup::create(path).map_err(|source| LabError::Create {
+                what: path.display().to_string(),
+                source,
+            })?;
+        }
+        self.wire(&switch)
+    }
+
+    /// Makes or opens the namespaces of the topology's machines.
+    fn add_machines(
+        &mut self,
+        namespace: impl Fn(&str) -> io::Result<Namespace>,
+    ) -> Result<(), LabError> {
+        let root = self.registry.cgroup();
+        let mut add = |name: &str, kind: Kind, addresses: Addresses, cgroup: Option<PathBuf>| {
+            let full_name = namespace_name(&self.topology, name);
+            let namespace = namespace(&full_name).map_err(|source| LabError::Create {
+                what: format!("the namespace {full_name}"),
+                source,
+            })?;
+            let machine = Machine::new(
+                name,
+                kind,
+                addresses,
+                namespace,
+                cgroup,
+                Arc::clone(&self.registry),
+            );
+            self.machines.insert(name.to_owned(), machine);
+            Ok(())
+        };
+        for node in &self.topology.nodes {
+            let cgroup = root.as_ref().map(|root| root.join(&node.name));
+            for pod in &node.pods {
+                let kind = Kind::Pod {
+                    node: node.name.clone(),
+                    namespace: pod.namespace.clone(),
+                    device: pod.device.clone(),
+                };
+                add(
+                    &pod.name,
+                    kind,
+                    pod.addresses,
+                    cgroup.as_ref().map(|node| node.join(&pod.name)),
+                )?;
+            }
+            add(&node.name, Kind::Node, node.uplink, cgroup)?;
+        }
+        for host in &self.topology.hosts {
+            add(
+                &host.name,
+                Kind::Host,
+                host.addresses,
+                root.as_ref().map(|root| root.join(&host.name)),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn wire(&self, switch: &Namespace) -> Result<(), LabError> {
+        let failed = |machine: &str| {
+            let machine = machine.to_owned();
+            move |source| LabError::Network { machine, source }
+        };
+        let topology = &self.topology;
+        let mut uplinks = Vec::new();
+        for name in topology
+            .nodes
+            .iter()
+            .map(|node| &node.name)
+            .chain(topology.hosts.iter().map(|host| &host.name))
+        {
+            uplinks.push((name.clone(), self.machine(name)?.namespace()));
+        }
+        network::connect_switch(switch, &uplinks).map_err(failed(SWITCH))?;
+        for node in &topology.nodes {
+            let mut pods = Vec::new();
+            for pod in &node.pods {
+                pods.push((pod, self.pod(&pod.name)?.namespace()));
+            }
+            network::connect_node(topology, node, self.node(&node.name)?.namespace(), &pods)
+                .map_err(failed(&node.name))?;
+            for (pod, namespace) in pods {
+                network::connect_pod(node, pod, namespace).map_err(failed(&pod.name))?;
+            }
+        }
+        for host in &topology.hosts {
+            network::connect_host(topology, host, self.host(&host.name)?.namespace())
+                .map_err(failed(&host.name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        if let Err(error) = self.remove() {
+            tracing::error!(lab = self.name(), %error, "the lab is not all gone; `mesh-lab down` tries again");
+        }
+    }
+}
+
+fn names(topology: &Topology) -> impl Iterator<Item = &str> {
+    let nodes = topology.nodes.iter().map(|node| node.name.as_str());
+    nodes
+        .chain(topology.pods().map(|(_, pod)| pod.name.as_str()))
+        .chain(topology.hosts.iter().map(|host| host.name.as_str()))
+}
+
+fn namespace_name(topology: &Topology, machine: &str) -> String {
+    format!("{}-{machine}", topology.name)
+}
+
+/// The lab's record as long as this process works on it: who runs in the lab, and where they write.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    record: Mutex<Record>,
+    logs: AtomicU32,
+}
+
+impl Registry {
+    fn new(record: Record) -> Self {
+        Self {
+            record: Mutex::new(record),
+            logs: AtomicU32::new(0),
+        }
+    }
+
+    fn cgroup(&self) -> Option<PathBuf> {
+        self.with(|record| record.cgroup.clone())
+    }
+
+    fn keep(&self) -> Result<(), LabError> {
+        self.with(|record| {
+            record.owner = None;
+            record.store()
+        })
+    }
+
+    /// Records a program, so that it is found after a crash.
+    pub(crate) fn started(&self, process: ProcessId) {
+        self.update(|record| record.processes.push(process));
+    }
+
+    /// Forgets a program that has ended.
+    pub(crate) fn ended(&self, process: ProcessId) {
+        self.update(|record| record.processes.retain(|other| *other != process));
+    }
+
+    /// The file for what the next program of a machine says.
+    pub(crate) fn next_log(&self, machine: &str, program: &str) -> PathBuf {
+        let program = Path::new(program)
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let lab = self.with(|record| record.topology.name.clone());
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        state::log_directory(&lab).join(format!(
+            "{machine}-{program}-{}-{number}.log",
+            std::process::id()
+        ))
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Record)) {
+        self.with(|record| {
+            change(record);
+            // Without a record the lab is gone, and its programs with it.
+            if state::load(&record.topology.name).is_ok()
+                && let Err(error) = record.store()
+            {
+                tracing::warn!(%error, "a program of the lab is not in its record");
+            }
+        });
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Record) -> T) -> T {
+        work(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,132 @@
+//! A machine of a lab: a node, a pod or a host. Each is a network namespace, and a cgroup where there are any.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::lab::Registry;
+use crate::netns::Namespace;
+use crate::process::{Process, ProcessError, Program};
+use crate::topology::Addresses;
+
+/// What a machine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A node.
+    Node,
+    /// A pod of a node.
+    Pod {
+        /// The node's name.
+        node: String,
+        /// Its Kubernetes namespace.
+        namespace: String,
+        /// Its veth on the node's side.
+        device: String,
+    },
+    /// A machine outside the mesh.
+    Host,
+}
+
+/// A place to run programs and sockets in.
+#[derive(Debug)]
+pub struct Machine {
+    name: String,
+    kind: Kind,
+    addresses: Addresses,
+    namespace: Namespace,
+    cgroup: Option<PathBuf>,
+    registry: Arc<Registry>,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        name: &str,
+        kind: Kind,
+        addresses: Addresses,
+        namespace: Namespace,
+        cgroup: Option<PathBuf>,
+        registry: Arc<Registry>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            addresses,
+            namespace,
+            cgroup,
+            registry,
+        }
+    }
+
+    /// Its name in the topology.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Its addresses: a pod's or a host's own, a node's on the uplink.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its IPv4 address.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.addresses.v4
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.addresses.v6
+    }
+
+    /// Its address of the family that the lab prefers: IPv4 where there is one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.iter().next()
+    }
+
+    /// Its network namespace: closures, futures and sockets in it.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its cgroup; `None` where no cgroup2 is mounted.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
+    }
+
+    /// A program to be run here.
+    ///
+    /// # Errors
+    /// When the machine's namespace or cgroup cannot be used.
+    pub fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Program, ProcessError> {
+        Program::new(self, &self.registry, Command::new(program))
+    }
+
+    /// Starts a command here, with its output in a log file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, command: Command) -> Result<Process, ProcessError> {
+        Program::new(self, &self.registry, command)?.spawn()
+    }
+
+    /// A descriptor of the namespace that outlives this handle.
+    pub(crate) fn namespace_file(&self) -> io::Result<File> {
+        Ok(File::from(self.namespace.as_fd().try_clone_to_owned()?))
+    }
+}

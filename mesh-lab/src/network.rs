@@ -1,0 +1,284 @@
+//! Wires the namespaces of a lab: devices, addresses, routes, sysctls. Everything is asked of the kernel over rtnetlink.
+//!
+//! ```text
+//!   namespace <lab>-switch        bridge sw0, one port per machine
+//!        │ veth
+//!   namespace <lab>-node1         eth0 (uplink), p-<pod> or cni0 with ports p-<pod>
+//!        │ veth
+//!   namespace <lab>-<pod>         eth0
+//! ```
+//!
+//! A veth is created with each end in its namespace from the start, so no device ever appears in the machine's own namespace.
+
+mod netlink;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::netns::Namespace;
+use crate::topology::{Addresses, Cidrs, Cni, Host, Node, Pod, Topology};
+
+pub(crate) use netlink::NetlinkError;
+use netlink::{Netlink, Route};
+
+/// The first device of every machine, as in Kubernetes.
+const UPLINK: &str = "eth0";
+const SWITCH_BRIDGE: &str = "sw0";
+const POD_BRIDGE: &str = "cni0";
+/// The gateway of routed pods: never seen on a wire, the same on every device, as with Calico and the `ptp` plugin.
+const ROUTED_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const ROUTED_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Prefix length of the uplink network.
+const UPLINK_PREFIX: Prefix = Prefix { v4: 24, v6: 64 };
+/// Prefix lengths of one address.
+const ONE_ADDRESS: Prefix = Prefix { v4: 32, v6: 128 };
+
+/// What went wrong while wiring, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A sysctl cannot be written.
+    #[error("cannot set {key}={value}: {source}")]
+    Sysctl {
+        /// The sysctl's path below /proc/sys.
+        key: &'static str,
+        /// The value.
+        value: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The kernel refuses a device, an address or a route.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// No thread can work in the namespace.
+    #[error("cannot work in the namespace: {0}")]
+    Namespace(#[from] io::Error),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Prefix {
+    v4: u8,
+    v6: u8,
+}
+
+impl Prefix {
+    fn of(self, address: IpAddr) -> u8 {
+        if address.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+/// Joins the uplinks of all machines. This has to come first: it makes their `eth0`.
+pub(crate) fn connect_switch(
+    switch: &Namespace,
+    machines: &[(String, &Namespace)],
+) -> Result<(), NetworkError> {
+    configure(switch, &[], async |netlink| {
+        netlink.add_bridge(SWITCH_BRIDGE).await?;
+        for (position, (name, namespace)) in machines.iter().enumerate() {
+            // Only people read these names; the number keeps them apart when the kernel's limit cuts them short.
+            let port: String = format!("{position}-{name}").chars().take(15).collect();
+            netlink.add_veth(&port, UPLINK, namespace).await?;
+            netlink.add_port(&port, SWITCH_BRIDGE).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Configures a node, and makes the devices of its pods.
+pub(crate) fn connect_node(
+    topology: &Topology,
+    node: &Node,
+    namespace: &Namespace,
+    pods: &[(&Pod, &Namespace)],
+) -> Result<(), NetworkError> {
+    let mut sysctls = vec![
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ];
+    if let Some(wanted) = node.bridge_netfilter {
+        let value = if wanted { "1" } else { "0" };
+        sysctls.extend([
+            ("net/bridge/bridge-nf-call-iptables", value),
+            ("net/bridge/bridge-nf-call-ip6tables", value),
+        ]);
+    }
+    configure(namespace, &sysctls, async |netlink| {
+        connect_uplink(&netlink, &node.uplink).await?;
+        route_to_pods(&netlink, topology, Some(node)).await?;
+        if node.cni == Cni::Bridge {
+            netlink.add_bridge(POD_BRIDGE).await?;
+            let gateways = node.pod_cidrs.gateways();
+            for (gateway, range) in gateways.iter().zip(node.pod_cidrs.iter()) {
+                netlink
+                    .add_address(POD_BRIDGE, gateway, range.prefix_len())
+                    .await?;
+            }
+        }
+        for (pod, pod_namespace) in pods {
+            netlink.add_veth(&pod.device, UPLINK, pod_namespace).await?;
+            match node.cni {
+                Cni::Bridge => netlink.add_port(&pod.device, POD_BRIDGE).await?,
+                Cni::Routed => route_to_pod(&netlink, node, pod).await?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Configures a pod, after its node.
+pub(crate) fn connect_pod(
+    node: &Node,
+    pod: &Pod,
+    namespace: &Namespace,
+) -> Result<(), NetworkError> {
+    configure(namespace, &[], async |netlink| {
+        netlink.up(UPLINK).await?;
+        for address in pod.addresses.iter() {
+            let (prefix, gateway) = match node.cni {
+                Cni::Routed => (ONE_ADDRESS.of(address), routed_gateway(address)),
+                Cni::Bridge => bridge_gateway(&node.pod_cidrs, address),
+            };
+            netlink.add_address(UPLINK, address, prefix).await?;
+            if let Some(gateway) = gateway {
+                netlink
+                    .add_route(&Route {
+                        to: default_route(address),
+                        via: Some(gateway),
+                        device: UPLINK,
+                        source: None,
+                    })
+                    .await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Configures a host outside the mesh. It knows the way to the pods as a well-configured network would.
+pub(crate) fn connect_host(
+    topology: &Topology,
+    host: &Host,
+    namespace: &Namespace,
+) -> Result<(), NetworkError> {
+    configure(namespace, &[], async |netlink| {
+        connect_uplink(&netlink, &host.addresses).await?;
+        route_to_pods(&netlink, topology, None).await
+    })
+}
+
+async fn connect_uplink(netlink: &Netlink, addresses: &Addresses) -> Result<(), NetlinkError> {
+    netlink.up(UPLINK).await?;
+    for address in addresses.iter() {
+        netlink
+            .add_address(UPLINK, address, UPLINK_PREFIX.of(address))
+            .await?;
+    }
+    Ok(())
+}
+
+/// The ranges of all nodes but this one, each by way of its node.
+async fn route_to_pods(
+    netlink: &Netlink,
+    topology: &Topology,
+    own: Option<&Node>,
+) -> Result<(), NetlinkError> {
+    for node in topology
+        .nodes
+        .iter()
+        .filter(|node| own.is_none_or(|own| own.name != node.name))
+    {
+        for (to, via) in node.pod_cidrs.iter().zip(node.uplink.iter()) {
+            netlink
+                .add_route(&Route {
+                    to,
+                    via: Some(via),
+                    device: UPLINK,
+                    source: None,
+                })
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn route_to_pod(netlink: &Netlink, node: &Node, pod: &Pod) -> Result<(), NetlinkError> {
+    for (address, source) in pod.addresses.iter().zip(node.uplink.iter()) {
+        if let Some(gateway) = routed_gateway(address) {
+            // The same address on every pod's device: the pod's question "who has the gateway" is answered without proxy ARP,
+            // which would need a default route in the node. fe80::/64 is there already.
+            let prefix = if gateway.is_ipv4() { 32 } else { 64 };
+            netlink.add_address(&pod.device, gateway, prefix).await?;
+        }
+        // Without a preferred source, the kernel would call the pod from the link-local gateway address.
+        netlink
+            .add_route(&Route {
+                to: IpNet::from(address),
+                via: None,
+                device: &pod.device,
+                source: Some(source),
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+fn routed_gateway(address: IpAddr) -> Option<IpAddr> {
+    Some(if address.is_ipv4() {
+        ROUTED_GATEWAY_V4.into()
+    } else {
+        ROUTED_GATEWAY_V6.into()
+    })
+}
+
+fn bridge_gateway(range: &Cidrs, address: IpAddr) -> (u8, Option<IpAddr>) {
+    let gateways = range.gateways();
+    if address.is_ipv4() {
+        (
+            range.v4.map_or(ONE_ADDRESS.v4, |range| range.prefix_len()),
+            gateways.v4.map(IpAddr::V4),
+        )
+    } else {
+        (
+            range.v6.map_or(ONE_ADDRESS.v6, |range| range.prefix_len()),
+            gateways.v6.map(IpAddr::V6),
+        )
+    }
+}
+
+fn default_route(address: IpAddr) -> IpNet {
+    if address.is_ipv4() {
+        Ipv4Net::default().into()
+    } else {
+        Ipv6Net::default().into()
+    }
+}
+
+/// Does one machine's wiring on a thread in its namespace, after what every machine needs: sysctls first, since the kernel copies
+/// the defaults into a device when it is made, and the loopback device up.
+fn configure<F>(
+    namespace: &Namespace,
+    sysctls: &[(&'static str, &'static str)],
+    work: F,
+) -> Result<(), NetworkError>
+where
+    F: AsyncFnOnce(Netlink) -> Result<(), NetlinkError> + Send,
+{
+    // Duplicate address detection would keep addresses unusable for a second or more.
+    let common = [
+        ("net/ipv6/conf/all/accept_dad", "0"),
+        ("net/ipv6/conf/default/accept_dad", "0"),
+    ];
+    namespace.block_on(async || {
+        for &(key, value) in common.iter().chain(sysctls) {
+            // /proc/sys/net shows the namespace of the thread that opens it.
+            fs::write(Path::new("/proc/sys").join(key), value)
+                .map_err(|source| NetworkError::Sysctl { key, value, source })?;
+        }
+        let netlink = Netlink::open()?;
+        netlink.up("lo").await?;
+        Ok(work(netlink).await?)
+    })?
+}
