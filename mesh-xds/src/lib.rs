@@ -2,3 +2,6 @@
 //! delta discovery.
 
 pub mod proto;
+pub mod server;
+
+mod time;

@@ -51,8 +51,7 @@ impl Any {
             return Err(UnpackError::WrongType { expected, found: self.type_url.clone() });
         }
         // A clone of the handle, not of the bytes: `bytes` fields of the message keep sharing them.
-        M::decode(self.value.clone())
-            .map_err(|source| UnpackError::Malformed { type_url: expected, source })
+        M::decode(self.value.clone()).map_err(|source| UnpackError::Malformed { type_url: expected, source })
     }
 }
 

@@ -1,0 +1,242 @@
+//! One client's stream, from its first request to its end.
+//!
+//! Of each type at most one response is on its way until the client has answered it; what changes meanwhile
+//! becomes one later response. A slow client therefore costs the server one bounded response per type, and
+//! nobody waits for it.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::Status;
+
+use super::clients::Registration;
+use super::store::Snapshot;
+use super::subscription::{Batch, Interest, Subscription};
+use super::table::Table;
+use super::{MAX_TYPES, ServerConfig};
+use crate::proto::discovery::{self, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::proto::mesh::RejectedResource;
+
+pub(super) type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+pub(super) struct Session {
+    config: Arc<ServerConfig>,
+    snapshots: watch::Receiver<Snapshot>,
+    responses: Responses,
+    registration: Registration,
+    types: BTreeMap<Arc<str>, TypeState>,
+    next_nonce: u64,
+}
+
+#[derive(Default)]
+struct TypeState {
+    subscription: Subscription,
+    in_flight: Option<InFlight>,
+}
+
+struct InFlight {
+    nonce: String,
+    /// The client knows of all changes up to here once it has answered.
+    version: u64,
+    names: Vec<Arc<str>>,
+    overdue_at: Instant,
+}
+
+impl Session {
+    pub(super) fn new(
+        config: Arc<ServerConfig>,
+        snapshots: watch::Receiver<Snapshot>,
+        responses: Responses,
+        registration: Registration,
+    ) -> Self {
+        Self { config, snapshots, responses, registration, types: BTreeMap::new(), next_nonce: 1 }
+    }
+
+    /// Serves the client until it leaves; an error is told to it.
+    pub(super) async fn run(
+        mut self,
+        requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>>,
+        stopping: watch::Receiver<bool>,
+    ) {
+        let responses = self.responses.clone();
+        if let Err(status) = self.serve(requests, stopping).await {
+            tracing::info!(%status, "ended a client's stream");
+            // There is one place more than responses can be in flight.
+            let _ = responses.try_send(Err(status));
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<(), Status> {
+        let mut requests = pin!(requests);
+        let mut flush_at: Option<Instant> = None;
+        loop {
+            let overdue_at =
+                self.types.values().filter_map(|t| t.in_flight.as_ref()).map(|f| f.overdue_at).min();
+            tokio::select! {
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.receive(request)?,
+                    // The client has gone; how, is of no interest.
+                    Some(Err(_)) | None => return Ok(()),
+                },
+                changed = self.snapshots.changed(), if flush_at.is_none() => {
+                    changed.map_err(|_| Status::unavailable("the server is stopping"))?;
+                    flush_at = Some(Instant::now() + self.config.coalesce);
+                }
+                () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
+                    flush_at = None;
+                    self.snapshots.mark_unchanged();
+                    self.send_all()?;
+                }
+                () = sleep_until(overdue_at.unwrap_or_else(Instant::now)), if overdue_at.is_some() => {
+                    return Err(Status::deadline_exceeded(format!(
+                        "no answer to a response within {:?}",
+                        self.config.answer_timeout
+                    )));
+                }
+                _ = stopping.wait_for(|stop| *stop) => {
+                    return Err(Status::unavailable("the server is stopping"));
+                }
+                () = self.responses.closed() => return Ok(()),
+            }
+        }
+    }
+
+    fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        if let Some(node) = request.node {
+            self.registration.update(|status| status.node = node.id);
+        }
+        if request.type_url.is_empty() {
+            return Err(Status::invalid_argument("a request has to name its type_url"));
+        }
+        let type_url: Arc<str> = request.type_url.into();
+        if !self.types.contains_key(&type_url) && self.types.len() >= MAX_TYPES {
+            return Err(Status::resource_exhausted(format!(
+                "more than {MAX_TYPES} resource types on one stream"
+            )));
+        }
+        let snapshot = self.snapshots.borrow().clone();
+        let empty = Table::default();
+        let table = snapshot.table(&type_url).unwrap_or(&empty);
+
+        let state = self.types.entry(Arc::clone(&type_url)).or_default();
+        if let Some(answered) = state.in_flight.take_if(|sent| sent.nonce == request.response_nonce) {
+            self.registration.update_type(&type_url, |status| {
+                status.in_flight = false;
+                status.acknowledged_version = answered.version;
+                for name in answered.names {
+                    status.rejected.remove(name.as_ref());
+                }
+                match request.error_detail {
+                    None => status.acks += 1,
+                    Some(error) => refuse(status, error, &type_url),
+                }
+            });
+        }
+        state.subscription.express(
+            Interest {
+                subscribe: request.resource_names_subscribe,
+                unsubscribe: request.resource_names_unsubscribe,
+                held: request.initial_resource_versions,
+            },
+            table,
+        );
+        if state.subscription.name_count() > self.config.max_names {
+            return Err(Status::resource_exhausted(format!(
+                "more than {} names subscribed; use a wildcard subscription",
+                self.config.max_names
+            )));
+        }
+        self.send(&type_url, table)
+    }
+
+    fn send_all(&mut self) -> Result<(), Status> {
+        let snapshot = self.snapshots.borrow().clone();
+        let types: Vec<Arc<str>> = self.types.keys().cloned().collect();
+        for type_url in types {
+            if let Some(table) = snapshot.table(&type_url) {
+                self.send(&type_url, table)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what there is to say of a type, unless an earlier response is still on its way.
+    fn send(&mut self, type_url: &Arc<str>, table: &Table) -> Result<(), Status> {
+        let Some(state) = self.types.get_mut(type_url) else { return Ok(()) };
+        if state.in_flight.is_none() {
+            let batch = state
+                .subscription
+                .next_batch(table, self.config.response_bytes)
+                .map_err(|error| Status::aborted(error.to_string()))?;
+            if let Some(mut batch) = batch {
+                let nonce = self.next_nonce.to_string();
+                self.next_nonce += 1;
+                let version = state.subscription.cursor();
+                state.in_flight = Some(InFlight {
+                    nonce: nonce.clone(),
+                    version,
+                    names: std::mem::take(&mut batch.names),
+                    overdue_at: Instant::now() + self.config.answer_timeout,
+                });
+                self.registration.update_type(type_url, |status| {
+                    status.in_flight = true;
+                    status.responses += 1;
+                    status.resources += batch.resources.len() as u64;
+                });
+                let response = self.config.response(type_url, nonce, version, batch);
+                // Never full: it has a place for every type.
+                let _ = self.responses.try_send(Ok(response));
+            }
+        }
+        let subscription = &state.subscription;
+        self.registration.update_type(type_url, |status| {
+            status.wildcard = subscription.is_wildcard();
+            status.names = subscription.name_count();
+            status.sent_version = subscription.cursor();
+            if !status.in_flight {
+                status.acknowledged_version = status.sent_version;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Records what a client refused.
+fn refuse(status: &mut super::TypeStatus, error: discovery::Status, type_url: &str) {
+    tracing::warn!(type_url, error = error.message, "a client refused resources");
+    let rejected = error.details.iter().filter_map(|detail| detail.unpack::<RejectedResource>().ok());
+    status.refused(error.message.clone(), rejected.map(|rejected| (rejected.name, rejected.reason)));
+}
+
+impl ServerConfig {
+    fn response(&self, type_url: &str, nonce: String, version: u64, batch: Batch) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            system_version_info: version.to_string(),
+            resources: batch.resources,
+            type_url: type_url.to_owned(),
+            nonce,
+            removed_resources: batch.removed,
+            control_plane: Some(ControlPlane { identifier: self.identifier.clone() }),
+            more: batch.more,
+        }
+    }
+}
+
+/// One place for each response that may be in flight, and one for the status that ends the stream.
+pub(super) const fn response_places() -> usize {
+    MAX_TYPES + 1
+}
+
+/// How long a stream may wait between two keepalive pings before its peer is asked whether it is still there.
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the peer has for its answer.
+pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,292 @@
+//! What one client wants and has of one resource type: the protocol's bookkeeping, without any I/O.
+//!
+//! A wildcard subscription is a position in the table's change log, whatever the number of resources. A
+//! subscription by name also remembers what it delivered for the names, because a name may be an alias whose
+//! meaning changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::table::{StoredResource, Table};
+
+const WILDCARD: &str = "*";
+
+/// The client has not read removals that the table no longer remembers. It has to reconnect and say what it
+/// holds.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client is too far behind to be told what was removed; it has to reconnect")]
+pub(super) struct TooFarBehind;
+
+/// A request, as far as it is about subscribing.
+#[derive(Debug, Default)]
+pub(super) struct Interest {
+    pub(super) subscribe: Vec<String>,
+    pub(super) unsubscribe: Vec<String>,
+    pub(super) held: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Subscription {
+    started: bool,
+    wildcard: bool,
+    names: BTreeSet<Arc<str>>,
+    /// By name only: the resources that were sent for the names.
+    delivered: HashMap<Arc<str>, StoredResource>,
+    /// The client knows of all changes up to here.
+    cursor: u64,
+    /// State of the table when the client joined: it needs no word of what was removed earlier.
+    joined: u64,
+    /// The change being sent ends here; what comes later is the next one.
+    goal: u64,
+    /// Versions the client came with, until they are compared.
+    held: BTreeMap<String, String>,
+    /// Names to be answered even if nothing changed.
+    unanswered: BTreeSet<Arc<str>>,
+    /// Removals to announce.
+    gone: Vec<String>,
+    /// The first answer is due even if there is nothing to say: clients wait for it before they call
+    /// themselves ready.
+    owes_answer: bool,
+}
+
+/// The content of one response.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) resources: Vec<Bytes>,
+    pub(super) removed: Vec<String>,
+    /// All the names it is about.
+    pub(super) names: Vec<Arc<str>>,
+    /// The change goes on in the next response.
+    pub(super) more: bool,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, resource: &StoredResource) {
+        self.bytes += resource.encoded().len();
+        self.resources.push(resource.encoded().clone());
+        self.names.push(Arc::clone(resource.name()));
+    }
+
+    fn push_removed(&mut self, name: &str) {
+        self.bytes += name.len();
+        self.removed.push(name.to_owned());
+        self.names.push(name.into());
+    }
+}
+
+impl Subscription {
+    /// Whether it is for all resources.
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    /// Number of names subscribed to.
+    pub(super) fn name_count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The client knows of all changes up to this sequence number.
+    pub(super) fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Works a request in.
+    pub(super) fn express(&mut self, interest: Interest, table: &Table) {
+        let Interest { subscribe, unsubscribe, held } = interest;
+        let first = !std::mem::replace(&mut self.started, true);
+        if first {
+            self.join(table);
+            self.held = held;
+        }
+
+        let implicit = first && subscribe.is_empty() && unsubscribe.is_empty();
+        let subscribed = implicit || subscribe.iter().any(|name| name == WILDCARD);
+        let unsubscribed = unsubscribe.iter().any(|name| name == WILDCARD);
+        // In this order: a client that only asks on demand says so by doing both at once.
+        let wildcard = (self.wildcard || subscribed) && !unsubscribed;
+
+        for name in subscribe.iter().filter(|name| *name != WILDCARD) {
+            self.ask(name);
+        }
+        if first && !wildcard {
+            // ztunnel names what it still wants after a reconnect here only.
+            let held: Vec<String> = self.held.keys().cloned().collect();
+            held.iter().for_each(|name| self.ask(name));
+        }
+        match (self.wildcard, wildcard) {
+            (false, true) => self.become_wildcard(table),
+            (true, false) => self.become_named(table),
+            _ => {}
+        }
+        self.owes_answer |= first && !self.unanswered.is_empty();
+
+        if !unsubscribe.is_empty() {
+            self.leave(&unsubscribe);
+        }
+    }
+
+    fn join(&mut self, table: &Table) {
+        self.cursor = table.sequence();
+        self.joined = table.sequence();
+    }
+
+    fn ask(&mut self, name: &str) {
+        let name: Arc<str> = name.into();
+        self.unanswered.insert(Arc::clone(&name));
+        self.names.insert(name);
+    }
+
+    fn leave(&mut self, names: &[String]) {
+        for name in names {
+            self.names.remove(name.as_str());
+            self.unanswered.remove(name.as_str());
+        }
+        let names = &self.names;
+        self.delivered.retain(|_, resource| wants(names, resource));
+    }
+
+    /// Reads the log from its beginning; what the client holds already is passed over.
+    fn become_wildcard(&mut self, table: &Table) {
+        self.wildcard = true;
+        self.owes_answer = true;
+        self.joined = table.sequence();
+        self.cursor = 0;
+        let delivered = std::mem::take(&mut self.delivered);
+        let known = self.held.keys().map(String::as_str).chain(delivered.keys().map(AsRef::as_ref));
+        self.gone.extend(known.filter(|name| table.resource(name).is_none()).map(str::to_owned));
+    }
+
+    fn become_named(&mut self, table: &Table) {
+        self.wildcard = false;
+        self.join(table);
+        let delivered = self.names.iter().flat_map(|name| table.resolve(name));
+        self.delivered = delivered.map(|resource| (Arc::clone(resource.name()), resource.clone())).collect();
+        self.unanswered.clone_from(&self.names);
+    }
+
+    /// The next response, of about `limit` bytes (a single resource may be larger), if there is anything to say.
+    pub(super) fn next_batch(&mut self, table: &Table, limit: usize) -> Result<Option<Batch>, TooFarBehind> {
+        if table.forgotten() > self.cursor.max(self.joined) {
+            return Err(TooFarBehind);
+        }
+        if self.cursor >= self.goal {
+            self.goal = table.sequence();
+        }
+        let mut batch = Batch::default();
+        let mut answered = HashSet::new();
+        self.announce_gone(table, &mut batch, limit);
+        self.answer(table, &mut batch, &mut answered, limit);
+        self.follow_changes(table, &mut batch, &answered, limit);
+        batch.more = self.cursor < self.goal || !self.gone.is_empty() || !self.unanswered.is_empty();
+
+        if self.unanswered.is_empty() && self.cursor >= self.joined {
+            self.held.clear();
+        }
+        let silent = batch.resources.is_empty() && batch.removed.is_empty();
+        let owed = std::mem::take(&mut self.owes_answer);
+        Ok((!silent || owed).then_some(batch))
+    }
+
+    fn announce_gone(&mut self, table: &Table, batch: &mut Batch, limit: usize) {
+        while batch.bytes < limit {
+            let Some(name) = self.gone.pop() else { break };
+            // It may have come back meanwhile.
+            if table.resource(&name).is_none() {
+                batch.push_removed(&name);
+            }
+        }
+    }
+
+    fn answer(&mut self, table: &Table, batch: &mut Batch, answered: &mut HashSet<Arc<str>>, limit: usize) {
+        while batch.bytes < limit {
+            let Some(name) = self.unanswered.pop_first() else { break };
+            let mut exists = false;
+            for resource in table.resolve(&name) {
+                exists = true;
+                let held = self.held.get(resource.name().as_ref()).is_some_and(|v| v == resource.version());
+                if !held && answered.insert(Arc::clone(resource.name())) {
+                    batch.push(resource);
+                }
+                if !self.wildcard {
+                    self.delivered.insert(Arc::clone(resource.name()), resource.clone());
+                }
+            }
+            if !exists {
+                batch.push_removed(&name);
+            }
+        }
+    }
+
+    fn follow_changes(
+        &mut self,
+        table: &Table,
+        batch: &mut Batch,
+        answered: &HashSet<Arc<str>>,
+        limit: usize,
+    ) {
+        for change in table.changes_after(self.cursor) {
+            if batch.bytes >= limit {
+                return;
+            }
+            if self.wildcard {
+                match change.resource {
+                    Some(resource) => {
+                        let held = self.held.remove(change.name.as_ref());
+                        let known = held.is_some_and(|version| version == resource.version());
+                        if !known && !answered.contains(change.name) {
+                            batch.push(resource);
+                        }
+                    }
+                    None if change.sequence > self.joined => batch.push_removed(change.name),
+                    None => {}
+                }
+            } else {
+                self.follow_named(table, change.name, change.resource, batch, answered);
+            }
+            self.cursor = change.sequence;
+        }
+        self.cursor = self.cursor.max(table.sequence());
+    }
+
+    fn follow_named(
+        &mut self,
+        table: &Table,
+        name: &Arc<str>,
+        resource: Option<&StoredResource>,
+        batch: &mut Batch,
+        answered: &HashSet<Arc<str>>,
+    ) {
+        if answered.contains(name) {
+            return;
+        }
+        let before = match resource.filter(|resource| wants(&self.names, resource)) {
+            Some(resource) => {
+                batch.push(resource);
+                self.delivered.insert(Arc::clone(name), resource.clone())
+            }
+            None => {
+                let before = self.delivered.remove(name);
+                if before.is_some() {
+                    batch.push_removed(name);
+                }
+                before
+            }
+        };
+        // An alias that the client asked for and that leads nowhere any more is as good as removed.
+        for alias in before.iter().flat_map(|resource| resource.aliases()) {
+            if self.names.contains(alias) && table.resolve(alias).next().is_none() {
+                batch.push_removed(alias);
+            }
+        }
+    }
+}
+
+fn wants(names: &BTreeSet<Arc<str>>, resource: &StoredResource) -> bool {
+    names.contains(resource.name()) || resource.aliases().iter().any(|alias| names.contains(alias))
+}
+
+#[cfg(test)]
+mod tests;
