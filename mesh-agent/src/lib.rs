@@ -5,4 +5,5 @@
 pub mod config;
 pub mod pods;
 pub mod settings;
+pub mod steering;
 pub mod telemetry;

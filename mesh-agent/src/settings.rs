@@ -87,6 +87,11 @@ pub struct NodeArgs {
     #[arg(long, env = "MESH_RUN_DIR", default_value = "/run/mesh-agent")]
     pub run_dir: PathBuf,
 
+    /// Where the node's sysctls are writable. A container sees its own /proc/sys read-only; mount the node's
+    /// /proc elsewhere and name its sys directory here.
+    #[arg(long, env = "MESH_PROC_SYS", default_value = "/proc/sys")]
+    pub proc_sys: PathBuf,
+
     /// Mark of steered packets, within the mask.
     #[arg(long, env = "MESH_CAPTURE_MARK", value_parser = number, default_value = "0x1000")]
     pub capture_mark: NonZeroU32,

@@ -1,0 +1,3 @@
+//! Steering of the pods' traffic: kernel programs and what the node needs around them.
+
+pub mod host;
