@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the map of the house and the life of a connection.
 
 pub mod config;
+pub mod enrolment;
 pub mod pods;
 pub mod settings;
 pub mod steering;
