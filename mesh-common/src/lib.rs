@@ -1,1 +1,24 @@
-//! ABI
+//! The ABI between the kernel programs and the agent: what the maps hold, and the decision both sides take from it.
+//!
+//! Everything here is plain data without implicit padding, so that a value written by one side is the value read
+//! by the other, and code without a system call, so that `meshctl explain` and the tests run what the kernel runs.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+mod address;
+mod decision;
+mod maps;
+mod outcome;
+mod spread;
+
+pub use address::Address;
+pub use decision::{Capture, Direction, Flow, Gate, Tables, gate, judge};
+pub use maps::{
+    Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags, PortRule,
+    capacity, listener_slot, name,
+};
+pub use outcome::{Effect, Outcome};
+pub use spread::spread;
+
+/// Version of this ABI; part of the pin path. Raise it with any change to a map, so that an agent never reads the
+/// pinned maps of another layout.
+pub const ABI_VERSION: u32 = 1;

@@ -1,0 +1,261 @@
+//! Keys and values of the maps, their names and their sizes.
+
+use crate::address::Address;
+use crate::decision::Direction;
+
+/// Names of the maps in the object file and below the pin directory.
+pub mod name {
+    /// [`Address`](crate::Address) to [`Pod`](crate::Pod): the known pods of this node.
+    pub const PODS: &str = "PODS";
+    /// Interface index to [`Device`](crate::Device).
+    pub const DEVICES: &str = "DEVICES";
+    /// Set of [`Address`](crate::Address): the addresses of the node itself.
+    pub const HOST_ADDRS: &str = "HOST_ADDRS";
+    /// [`PortRule`](crate::PortRule) to [`Action`](crate::Action).
+    pub const PORT_RULES: &str = "PORT_RULES";
+    /// [`CidrRule`](crate::CidrRule) prefix to [`Action`](crate::Action).
+    pub const CIDR_RULES: &str = "CIDR_RULES";
+    /// [`listener_slot`](crate::listener_slot) to the agent's listening sockets.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// [`Outcome`](crate::Outcome) to its per-CPU count.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// The one [`Config`](crate::Config).
+    pub const CONFIG: &str = "CONFIG";
+
+    /// All of them.
+    pub const ALL: [&str; 8] =
+        [PODS, DEVICES, HOST_ADDRS, PORT_RULES, CIDR_RULES, LISTENERS, COUNTERS, CONFIG];
+}
+
+/// Most entries of each map. Hash maps and tries allocate as they fill, so room costs nothing.
+pub mod capacity {
+    /// Two addresses for each of some thousand pods, far above a kubelet's limit.
+    pub const PODS: u32 = 8192;
+    /// Devices of the node.
+    pub const DEVICES: u32 = 8192;
+    /// Addresses of the node.
+    pub const HOST_ADDRS: u32 = 4096;
+    /// Port rules of all pods.
+    pub const PORT_RULES: u32 = 65_536;
+    /// Range rules of all pods.
+    pub const CIDR_RULES: u32 = 65_536;
+}
+
+/// Data-plane cores that can have a listener of their own.
+pub const MAX_LISTENERS: u32 = 64;
+
+/// The address family of a listener.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4 = 0,
+    /// IPv6.
+    V6 = 1,
+}
+
+/// Where the listener of a core and family is in `LISTENERS`.
+#[inline(always)]
+pub const fn listener_slot(core: u32, family: Family) -> u32 {
+    core * 2 + family as u32
+}
+
+/// What is known of a pod. The all-zero value stands for "no pod".
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Names the pod for as long as it lives; the same under each of its addresses, never 0.
+    pub id: u32,
+    /// What the mesh does with its traffic.
+    pub flags: PodFlags,
+    /// Interface index of its host-side device; 0 where it is not known.
+    pub device: u32,
+    /// The rule set it follows; 0 for none. Apart from `id` so that new rules can be written aside and switched
+    /// to in one step.
+    pub rules: u32,
+}
+
+const _: () = assert!(size_of::<Pod>() == 16);
+
+impl Pod {
+    /// Nobody.
+    pub const UNKNOWN: Self = Self { id: 0, flags: PodFlags(0), device: 0, rules: 0 };
+
+    /// Whether new connections are candidates for capture.
+    #[inline(always)]
+    pub const fn is_enrolled(&self) -> bool {
+        self.flags.has(PodFlags::ENROLLED)
+    }
+
+    /// Whether packets may belong to a captured connection: the pod is in the mesh, or was when it was opened.
+    #[inline(always)]
+    pub const fn may_have_captured(&self) -> bool {
+        self.flags.has(PodFlags::ENROLLED) || self.flags.has(PodFlags::LEFT)
+    }
+}
+
+/// Bits of [`Pod::flags`].
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodFlags(pub u32);
+
+impl PodFlags {
+    /// New connections are captured, as far as the rules say so.
+    pub const ENROLLED: Self = Self(1);
+    /// Was enrolled once: connections captured then still have to reach the agent.
+    pub const LEFT: Self = Self(1 << 1);
+    /// Without an agent, drop instead of passing by.
+    pub const FAIL_CLOSED: Self = Self(1 << 2);
+    /// Outbound connections that no rule names are captured.
+    pub const CAPTURE_OUTBOUND: Self = Self(1 << 3);
+    /// Inbound connections that no rule names are captured.
+    pub const CAPTURE_INBOUND: Self = Self(1 << 4);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// These flags and `other` where `condition` holds.
+    #[must_use]
+    pub const fn with(self, other: Self, condition: bool) -> Self {
+        if condition { Self(self.0 | other.0) } else { self }
+    }
+}
+
+/// What is known of a device that `steer` is attached to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Device {
+    /// The enrolled pod behind it, whose addresses are the only sources allowed; 0 for none.
+    pub owner: u32,
+    /// How packets are handed over.
+    pub flags: DeviceFlags,
+    /// Address of the bridge that the device is a port of.
+    pub bridge_mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Device>() == 16);
+
+/// Bits of [`Device::flags`].
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceFlags(pub u32);
+
+impl DeviceFlags {
+    /// A port of a bridge: what shall reach the IP stack must be addressed to the bridge.
+    pub const BRIDGE_PORT: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Names one port in a rule set.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(PartialOrd, Ord))]
+pub struct PortRule {
+    /// The rule set.
+    pub rules: u32,
+    /// Destination port in host order.
+    pub port: u16,
+    /// A [`Direction`] as number.
+    pub direction: u8,
+    /// Always zero.
+    pub reserved: u8,
+}
+
+const _: () = assert!(size_of::<PortRule>() == 8);
+
+impl PortRule {
+    /// The key of a destination port in one direction.
+    #[inline(always)]
+    pub const fn new(rules: u32, direction: Direction, port: u16) -> Self {
+        Self { rules, port, direction: direction as u8, reserved: 0 }
+    }
+}
+
+/// Names a range of destination addresses in a rule set: the data part of a longest-prefix key.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(PartialOrd, Ord))]
+pub struct CidrRule {
+    /// The rule set.
+    pub rules: u32,
+    /// Outbound destination.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<CidrRule>() == 20);
+
+/// Bits of a [`CidrRule`] in front of the address; always part of the prefix.
+pub const CIDR_RULE_PREFIX: u32 = 32;
+
+/// What a rule says.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action(pub u32);
+
+impl Action {
+    /// Leave the connection alone.
+    pub const PASS: Self = Self(0);
+    /// Hand the connection to the agent.
+    pub const CAPTURE: Self = Self(1);
+
+    /// Whether the connection goes to the agent.
+    #[inline(always)]
+    pub const fn captures(self) -> bool {
+        self.0 == Self::CAPTURE.0
+    }
+}
+
+/// Settings of the programs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The bits of a packet mark that belong to the mesh; all others are left as they are.
+    pub mark_mask: u32,
+    /// Mark of steered packets, and of the agent's sockets on a pod's side.
+    pub capture_mark: u32,
+    /// Mark of the agent's other sockets.
+    pub agent_mark: u32,
+    /// Data-plane cores that have a listener.
+    pub listeners: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 16);
+
+impl Config {
+    /// The mesh's part of a mark.
+    #[inline(always)]
+    pub const fn owns(&self, mark: u32) -> bool {
+        mark & self.mark_mask != 0
+    }
+
+    /// `mark` with the mesh's part replaced by the capture mark.
+    #[inline(always)]
+    pub const fn captured(&self, mark: u32) -> u32 {
+        (mark & !self.mark_mask) | self.capture_mark
+    }
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Action, CidrRule, Config, Device, Pod, PortRule};
+    use crate::Address;
+
+    macro_rules! plain {
+        ($($name:ty),*) => {$(
+            // SAFETY: `repr(C)` or `repr(transparent)` over integers, its size asserted to leave no padding; every
+            // bit pattern is a value.
+            unsafe impl aya::Pod for $name {}
+        )*};
+    }
+    plain!(Action, Address, CidrRule, Config, Device, Pod, PortRule);
+}

@@ -1,0 +1,99 @@
+//! Everything that can become of a packet, by a name that metrics keep for ever.
+
+/// What an outcome does to the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It goes its way untouched.
+    Pass,
+    /// It goes to the agent.
+    Capture,
+    /// It is dropped.
+    Drop,
+    /// Nothing more: a listener look-up, counted beside the packet's own outcome.
+    Lookup,
+}
+
+macro_rules! outcomes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $effect:ident;)*) => {
+        /// What became of a packet, or of a look-up for a listener; each has its counter.
+        #[repr(u32)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[cfg_attr(feature = "user", derive(PartialOrd, Ord))]
+        pub enum Outcome {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Outcome {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Stable name, for metrics and people.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it does to the packet.
+            pub const fn effect(self) -> Effect {
+                match self { $(Self::$variant => Effect::$effect,)* }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// Neither IPv4 nor IPv6, or inside a VLAN whose own device will see it.
+    NotIp = "pass_not_ip", Pass;
+    /// IP, but not TCP: UDP, ICMP and everything else is none of our business.
+    NotTcp = "pass_not_tcp", Pass;
+    /// Part of a fragmented datagram.
+    Fragment = "pass_fragment", Pass;
+    /// IPv6 with extension headers in front of the transport header.
+    ExtensionHeader = "pass_extension_header", Pass;
+    /// Shorter than its headers claim; the IP stack refuses it.
+    Malformed = "pass_malformed", Pass;
+    /// Carries a mark of the mesh already.
+    Marked = "pass_marked", Pass;
+    /// Neither end is an enrolled pod of this node.
+    NotEnrolled = "pass_not_enrolled", Pass;
+    /// Addressed to the node itself.
+    HostAddress = "pass_host_address", Pass;
+    /// A new connection that the pod's rules leave alone.
+    Excluded = "pass_excluded", Pass;
+    /// Belongs to no connection of the agent: excluded, or older than the enrolment.
+    NoSocket = "pass_no_socket", Pass;
+    /// A new connection that should be captured, but no agent listens and the pod fails open.
+    FailOpen = "pass_fail_open", Pass;
+    /// A new connection of an enrolled pod.
+    Outbound = "capture_outbound", Capture;
+    /// A new connection to an enrolled pod.
+    Inbound = "capture_inbound", Capture;
+    /// A packet of a connection that the agent holds.
+    Established = "capture_established", Capture;
+    /// The acknowledgement of a SYN cookie that the agent's listener sent.
+    Cookie = "capture_cookie", Capture;
+    /// A source address that does not belong to the device the packet came from.
+    Spoofed = "drop_spoofed", Drop;
+    /// A new connection that should be captured, but no agent listens and the pod fails closed.
+    FailClosed = "drop_fail_closed", Drop;
+    /// The packet could not be addressed to its bridge.
+    Rewrite = "drop_rewrite", Drop;
+    /// `pick_listener` chose a listener.
+    Picked = "lookup_picked", Lookup;
+    /// `pick_listener` found no listener alive.
+    NoListener = "lookup_no_listener", Lookup;
+    /// `pick_listener` left the look-up alone.
+    NotSteered = "lookup_not_steered", Lookup;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_follow_the_order_and_names_are_unique() {
+        for (index, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+            assert!(Outcome::ALL.iter().all(|other| other == outcome || other.name() != outcome.name()));
+        }
+    }
+}

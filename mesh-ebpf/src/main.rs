@@ -1,0 +1,27 @@
+//! The kernel side of the mesh: two programs that bring the TCP connections of enrolled pods to the agent.
+//!
+//! `steer` runs for every packet that enters the node through a device and puts a mark on those that belong to the
+//! agent; a policy route turns the mark into local delivery. `pick_listener` runs when the kernel then looks for a
+//! listening socket, and names the one of a data-plane core. What they decide is in `mesh_common`, where user
+//! space runs it too.
+#![no_std]
+#![no_main]
+
+mod counters;
+mod listeners;
+mod maps;
+mod parse;
+mod pick_listener;
+mod socket;
+mod steer;
+
+/// Never reached: nothing here can panic, and the verifier would refuse the loop if it were kept.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Some helpers are lent to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,112 @@
+//! At the ingress of every host-side device: which packets belong to the agent.
+//!
+//! A packet is marked and nothing else; the policy route of the mark delivers it locally. Assigning the socket here
+//! (`bpf_sk_assign`) would be undone on bridge ports by br_netfilter, and would drop a SYN that reuses the tuple of
+//! a TIME_WAIT socket. Packets of existing connections are marked only if the agent holds a socket for them, so
+//! connections that are older than the enrolment, or were let past, go on undisturbed.
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use mesh_common::{Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge};
+
+use crate::counters::count;
+use crate::listeners::agent_listens;
+use crate::maps::{KernelTables, config, device};
+use crate::parse::{Packet, parse};
+use crate::socket::{Connection, connection};
+
+/// On to the next program; the value means the same to tcx (`TCX_NEXT`) and to clsact.
+const NEXT: i32 = TC_ACT_UNSPEC;
+/// On to the IP stack: a later program that redirects would take a steered packet past the policy route.
+const TO_STACK: i32 = TC_ACT_OK as i32;
+const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Decides about one packet.
+#[classifier]
+pub(crate) fn steer(ctx: TcContext) -> i32 {
+    let outcome = decide(&ctx);
+    count(outcome);
+    match outcome.effect() {
+        Effect::Pass | Effect::Lookup => NEXT,
+        Effect::Capture => TO_STACK,
+        Effect::Drop => DROP,
+    }
+}
+
+#[inline(always)]
+fn decide(ctx: &TcContext) -> Outcome {
+    let config = config();
+    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
+    let (mark, index) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
+    // A pod cannot forge this: the mark does not survive the way out of its network namespace.
+    if config.owns(mark) {
+        return Outcome::Marked;
+    }
+    let packet = match parse(ctx) {
+        Ok(packet) => packet,
+        Err(outcome) => return outcome,
+    };
+    let device = device(index);
+    let flow =
+        Flow { source: &packet.source, destination: &packet.destination, device: index, owner: device.owner };
+    let (source, destination) = match gate(&KernelTables, &flow) {
+        Gate::Candidate { source, destination } => (source, destination),
+        Gate::Pass(outcome) | Gate::Drop(outcome) => return outcome,
+    };
+    let outcome = if packet.opens() {
+        new_connection(&config, &packet, &source, &destination)
+    } else {
+        existing_connection(ctx, &config, &packet, &source, &destination)
+    };
+    if outcome.effect() == Effect::Capture {
+        return hand_over(ctx, &config, mark, &device, outcome);
+    }
+    outcome
+}
+
+/// The first packet of a connection follows the pod's rules.
+#[inline(always)]
+fn new_connection(config: &Config, packet: &Packet, source: &Pod, destination: &Pod) -> Outcome {
+    let Some(Capture { direction, fail_closed }) =
+        judge(&KernelTables, source, destination, &packet.destination, packet.port())
+    else {
+        return Outcome::Excluded;
+    };
+    if !agent_listens(config, packet.family) {
+        return if fail_closed { Outcome::FailClosed } else { Outcome::FailOpen };
+    }
+    match direction {
+        Direction::Outbound => Outcome::Outbound,
+        Direction::Inbound => Outcome::Inbound,
+    }
+}
+
+/// Later packets follow the first: to the agent if it took that, past it if not.
+#[inline(always)]
+fn existing_connection(ctx: &TcContext, config: &Config, packet: &Packet, source: &Pod, destination: &Pod) -> Outcome {
+    match connection(ctx, packet) {
+        Connection::Open => Outcome::Established,
+        Connection::Cookie => Outcome::Cookie,
+        Connection::Unknown => Outcome::NoSocket,
+        // The tuple may have been taken again by a connection that goes past the agent, because no agent listens,
+        // the rules changed or the pod left. Only where that cannot be is the packet a late one of the old.
+        Connection::TimeWait => match new_connection(config, packet, source, destination).effect() {
+            Effect::Capture => Outcome::Established,
+            _ => Outcome::NoSocket,
+        },
+    }
+}
+
+/// Marks the packet. On the port of a bridge it is also addressed to the bridge, or it would be switched to its
+/// destination without the IP stack, and the policy route, ever seeing it.
+#[inline(always)]
+fn hand_over(ctx: &TcContext, config: &Config, mark: u32, device: &Device, outcome: Outcome) -> Outcome {
+    // The destination comes first in an Ethernet header, and bridge ports are always Ethernet.
+    if device.flags.has(DeviceFlags::BRIDGE_PORT) && ctx.store(0, &device.bridge_mac, 0).is_err() {
+        return Outcome::Rewrite;
+    }
+    // SAFETY: as in `decide`.
+    unsafe { (*ctx.skb.skb).mark = config.captured(mark) };
+    outcome
+}
