@@ -88,7 +88,13 @@ pub fn gate<T: Tables>(tables: &T, flow: &Flow<'_>) -> Gate {
 
 /// Whether and in which direction a new connection between the pods of a [`Gate::Candidate`] is captured.
 #[inline(always)]
-pub fn judge<T: Tables>(tables: &T, source: &Pod, destination: &Pod, address: &Address, port: u16) -> Option<Capture> {
+pub fn judge<T: Tables>(
+    tables: &T,
+    source: &Pod,
+    destination: &Pod,
+    address: &Address,
+    port: u16,
+) -> Option<Capture> {
     let inbound = destination.is_enrolled() && captures_inbound(tables, destination, port);
     let inbound_closed = inbound && destination.flags.has(PodFlags::FAIL_CLOSED);
     if source.is_enrolled() && captures_outbound(tables, source, address, port) {

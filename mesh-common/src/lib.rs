@@ -13,8 +13,8 @@ mod spread;
 pub use address::Address;
 pub use decision::{Capture, Direction, Flow, Gate, Tables, gate, judge};
 pub use maps::{
-    Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags, PortRule,
-    capacity, listener_slot, name,
+    Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags,
+    PortRule, capacity, listener_slot, name,
 };
 pub use outcome::{Effect, Outcome};
 pub use spread::spread;

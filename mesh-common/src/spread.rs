@@ -8,7 +8,13 @@ use crate::address::Address;
 /// cookie find the listener that saw the first SYN wherever they are processed, and the connections of one busy pod,
 /// whose packets all arrive on the CPU that the pod runs on, still use every core.
 #[inline(always)]
-pub const fn spread(source: &Address, source_port: u16, destination: &Address, destination_port: u16, cores: u32) -> u32 {
+pub const fn spread(
+    source: &Address,
+    source_port: u16,
+    destination: &Address,
+    destination_port: u16,
+    cores: u32,
+) -> u32 {
     let [s0, s1, s2, s3] = source.words;
     let [d0, d1, d2, d3] = destination.words;
     // The upper words are prefixes that most connections share; mixing them in costs little more than leaving out.

@@ -26,8 +26,9 @@ impl Listener {
             }
             let slot = listener_slot(core, family);
             // SAFETY: a look-up in a socket map; the kernel takes a reference, or answers null.
-            let socket =
-                unsafe { bpf_map_lookup_elem(ptr::from_ref(&LISTENERS).cast_mut().cast(), ptr::from_ref(&slot).cast()) };
+            let socket = unsafe {
+                bpf_map_lookup_elem(ptr::from_ref(&LISTENERS).cast_mut().cast(), ptr::from_ref(&slot).cast())
+            };
             if !socket.is_null() {
                 return Some(Self(socket.cast()));
             }

@@ -5,7 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockMap};
 use mesh_common::{
-    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, MAX_LISTENERS, Outcome, Pod, PortRule, Tables, capacity,
+    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, MAX_LISTENERS, Outcome, Pod, PortRule,
+    Tables, capacity,
 };
 
 #[map]

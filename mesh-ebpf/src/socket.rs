@@ -5,11 +5,11 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
-use aya_ebpf::helpers::generated::{bpf_skc_lookup_tcp, bpf_tcp_check_syncookie};
 use aya_ebpf::helpers::bpf_sk_release;
+use aya_ebpf::helpers::generated::{bpf_skc_lookup_tcp, bpf_tcp_check_syncookie};
 use aya_ebpf::programs::TcContext;
 use mesh_common::Family;
 

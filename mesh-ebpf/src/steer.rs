@@ -8,7 +8,9 @@
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use mesh_common::{Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge};
+use mesh_common::{
+    Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
+};
 
 use crate::counters::count;
 use crate::listeners::agent_listens;
@@ -84,7 +86,13 @@ fn new_connection(config: &Config, packet: &Packet, source: &Pod, destination: &
 
 /// Later packets follow the first: to the agent if it took that, past it if not.
 #[inline(always)]
-fn existing_connection(ctx: &TcContext, config: &Config, packet: &Packet, source: &Pod, destination: &Pod) -> Outcome {
+fn existing_connection(
+    ctx: &TcContext,
+    config: &Config,
+    packet: &Packet,
+    source: &Pod,
+    destination: &Pod,
+) -> Outcome {
     match connection(ctx, packet) {
         Connection::Open => Outcome::Established,
         Connection::Cookie => Outcome::Cookie,

@@ -47,7 +47,8 @@ impl Toolchain {
             }
             Self::Debian => {
                 let mut command = workspace.command("/usr/bin/cargo");
-                command.env("RUSTC", "/usr/bin/rustc").arg("build");
+                // A stable compiler; the BPF assembly in aya-ebpf is still an unstable feature.
+                command.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1").arg("build");
                 command
             }
         }
@@ -67,6 +68,14 @@ fn nightly_source() -> Option<PathBuf> {
         .find(|source| source.exists())
 }
 
+/// Where cargo keeps the sources of dependencies.
+fn cargo_home() -> PathBuf {
+    std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")))
+        .unwrap_or_default()
+}
+
 /// Where the object is put, for `mesh-agent` to include.
 fn object(workspace: &Workspace) -> PathBuf {
     workspace.target().join("bpf/mesh-ebpf")
@@ -82,9 +91,21 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&target)
         // Flags of the workspace's build are not for this target; BTF is what makes maps and programs
-        // readable for bpftool.
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Clinker=bpf-linker\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        // readable for bpftool. It names source files: without this machine's folders the same source gives
+        // the same object everywhere.
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            [
+                "-Clinker=bpf-linker",
+                "-Cdebuginfo=2",
+                "-Clink-arg=--btf",
+                &format!("--remap-path-prefix={}=mesh", workspace.root().display()),
+                &format!("--remap-path-prefix={}=cargo", cargo_home().display()),
+            ]
+            .join("\u{1f}"),
+        )
         .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN");
     process::quietly(workspace, "kernel programs", &mut command)?;
 

@@ -37,10 +37,7 @@ fn pod(id: u32, flags: PodFlags) -> Pod {
 }
 
 fn model(client: PodFlags, server: PodFlags) -> Model {
-    Model {
-        pods: [(CLIENT, pod(1, client)), (SERVER, pod(2, server))].into(),
-        ..Model::default()
-    }
+    Model { pods: [(CLIENT, pod(1, client)), (SERVER, pod(2, server))].into(), ..Model::default() }
 }
 
 fn through(model: &Model, source: Address, destination: Address, device: u32, owner: u32) -> Gate {
@@ -94,7 +91,10 @@ fn the_client_decides_before_the_server() {
 fn what_the_client_excludes_the_server_may_still_capture() {
     let mut model = model(ENROLLED, ENROLLED);
     model.ports.insert(PortRule::new(1, Direction::Outbound, 80), Action::PASS);
-    assert_eq!(capture(&model, CLIENT, SERVER, 80).map(|capture| capture.direction), Some(Direction::Inbound));
+    assert_eq!(
+        capture(&model, CLIENT, SERVER, 80).map(|capture| capture.direction),
+        Some(Direction::Inbound)
+    );
     assert_eq!(capture(&model, CLIENT, STRANGER, 80), None);
     model.ports.insert(PortRule::new(2, Direction::Inbound, 80), Action::PASS);
     assert_eq!(capture(&model, CLIENT, SERVER, 80), None);
