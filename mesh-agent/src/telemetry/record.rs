@@ -34,6 +34,14 @@ pub enum Reporter {
 }
 
 impl Direction {
+    /// The form that metrics and logs carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+
     /// The side this direction reports for.
     pub fn reporter(self) -> Reporter {
         match self {

@@ -1,0 +1,77 @@
+//! What the agent counts about itself.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::exposition::{counter, counters};
+use super::record::{ConnectFailure, Incident, ResponseFlag};
+
+/// Counters of what went wrong, by kind.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    refused: [AtomicU64; ResponseFlag::ALL.len()],
+    connect_failures: [AtomicU64; ConnectFailure::ALL.len()],
+    accept_failures: AtomicU64,
+    direct_connections: AtomicU64,
+}
+
+impl Counters {
+    /// Counts a connection that never was open on both sides.
+    pub(super) fn refused(&self, flag: ResponseFlag) {
+        increment(self.refused.get(flag as usize));
+    }
+
+    pub(super) fn incident(&self, incident: Incident) {
+        match incident {
+            Incident::ConnectFailure(kind) => increment(self.connect_failures.get(kind as usize)),
+            Incident::AcceptFailure => increment(Some(&self.accept_failures)),
+            Incident::DirectConnection => increment(Some(&self.direct_connections)),
+        }
+    }
+
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let refused = ResponseFlag::ALL.iter().zip(&self.refused);
+        counters(
+            encoder,
+            "mesh_agent_connections_refused",
+            "Connections that were never open on both sides, by reason",
+            "response_flags",
+            // No connection is refused in good order.
+            refused
+                .filter(|(flag, _)| **flag != ResponseFlag::None)
+                .map(|(flag, n)| (flag.as_str(), load(n))),
+        )?;
+        let failures = ConnectFailure::ALL.iter().zip(&self.connect_failures);
+        counters(
+            encoder,
+            "mesh_agent_connect_failures",
+            "Endpoints that could not be connected to, by reason",
+            "reason",
+            failures.map(|(failure, n)| (failure.as_str(), load(n))),
+        )?;
+        counter(
+            encoder,
+            "mesh_agent_accept_failures",
+            "Connections that could not be accepted",
+            load(&self.accept_failures),
+        )?;
+        counter(
+            encoder,
+            "mesh_agent_direct_connections",
+            "Connections to the listener itself, closed because nothing steered them there",
+            load(&self.direct_connections),
+        )
+    }
+}
+
+fn increment(counter: Option<&AtomicU64>) {
+    if let Some(counter) = counter {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

@@ -1,0 +1,205 @@
+//! Istio's standard labels of TCP metrics
+//! (<https://istio.io/latest/docs/reference/config/metrics/#labels>), so that its dashboards work unchanged.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+use prometheus_client::encoding::{
+    EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
+
+use super::record::{ConnectionRecord, Reporter, ResponseFlag, Transport};
+use crate::config::Workload;
+
+/// What a label says where nothing is known.
+const UNKNOWN: &str = "unknown";
+
+/// What every label says in the series that takes the connections for which there was no room.
+const OVERFLOW: &str = "overflow";
+
+/// `destination_service_name` of connections that leave the mesh, as Istio's sidecars have it.
+const PASSTHROUGH: &str = "PassthroughCluster";
+
+/// Everything that tells one set of counters from another, the response flag excepted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TrafficLabels {
+    reporter: Reporter,
+    transport: Transport,
+    source: Option<Party>,
+    destination: Option<Party>,
+    service: Option<ServiceLabels>,
+}
+
+/// One end of the connection, as far as metrics are concerned: a workload (a Deployment, say), not a single pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Party {
+    workload: Arc<str>,
+    namespace: Arc<str>,
+    canonical_service: Arc<str>,
+    canonical_revision: Arc<str>,
+    trust_domain: Arc<str>,
+    service_account: Arc<str>,
+    cluster: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ServiceLabels {
+    host: Arc<str>,
+    name: Arc<str>,
+    namespace: Arc<str>,
+}
+
+impl TrafficLabels {
+    /// The labels of a connection.
+    pub(super) fn of(record: &ConnectionRecord) -> Self {
+        let destination = record.destination.as_ref().and_then(|peer| peer.workload.as_ref());
+        Self {
+            reporter: record.direction.reporter(),
+            transport: record.transport,
+            source: record.source.workload.as_deref().map(Party::of),
+            destination: destination.map(|workload| Party::of(workload)),
+            service: record.service.as_ref().map(|service| ServiceLabels {
+                host: Arc::clone(&service.id.hostname),
+                name: Arc::clone(&service.name),
+                namespace: Arc::clone(&service.id.namespace),
+            }),
+        }
+    }
+
+    /// `connection_security_policy`: the client's side cannot vouch for the server's, says Istio.
+    fn security_policy(&self) -> &'static str {
+        match (self.reporter, self.transport) {
+            (Reporter::Source, Transport::Plain | Transport::Passthrough) => UNKNOWN,
+            (Reporter::Destination, Transport::Plain | Transport::Passthrough) => "none",
+        }
+    }
+}
+
+impl Party {
+    fn of(workload: &Workload) -> Self {
+        Self {
+            workload: Arc::clone(&workload.workload_name),
+            namespace: Arc::clone(&workload.namespace),
+            canonical_service: Arc::clone(&workload.canonical_name),
+            canonical_revision: Arc::clone(&workload.canonical_revision),
+            trust_domain: Arc::clone(&workload.trust_domain),
+            service_account: Arc::clone(&workload.service_account),
+            cluster: Arc::clone(&workload.cluster),
+        }
+    }
+}
+
+/// A SPIFFE identity, written without an allocation.
+struct Principal<'a>(&'a Party);
+
+impl EncodeLabelValue for Principal<'_> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let Party { trust_domain, namespace, service_account, .. } = self.0;
+        write!(encoder, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+    }
+}
+
+/// The label names of one end.
+struct PartyKeys {
+    workload: &'static str,
+    namespace: &'static str,
+    principal: &'static str,
+    app: &'static str,
+    version: &'static str,
+    cluster: &'static str,
+    canonical_service: &'static str,
+    canonical_revision: &'static str,
+}
+
+const SOURCE: PartyKeys = PartyKeys {
+    workload: "source_workload",
+    namespace: "source_workload_namespace",
+    principal: "source_principal",
+    app: "source_app",
+    version: "source_version",
+    cluster: "source_cluster",
+    canonical_service: "source_canonical_service",
+    canonical_revision: "source_canonical_revision",
+};
+
+const DESTINATION: PartyKeys = PartyKeys {
+    workload: "destination_workload",
+    namespace: "destination_workload_namespace",
+    principal: "destination_principal",
+    app: "destination_app",
+    version: "destination_version",
+    cluster: "destination_cluster",
+    canonical_service: "destination_canonical_service",
+    canonical_revision: "destination_canonical_revision",
+};
+
+/// The labels of one line of `/metrics`.
+#[derive(Debug)]
+pub(super) struct SeriesLabels<'a> {
+    /// The series; `None` is the one that takes the overflow.
+    pub(super) labels: Option<&'a TrafficLabels>,
+    /// How the connections counted in the line ended.
+    pub(super) flag: ResponseFlag,
+}
+
+impl EncodeLabelSet for SeriesLabels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let labels = self.labels;
+        let mut writer = Writer { encoder, overflow: labels.is_none() };
+        let reporter = match labels.map(|labels| labels.reporter) {
+            Some(Reporter::Source) => "source",
+            Some(Reporter::Destination) => "destination",
+            None => OVERFLOW,
+        };
+        writer.label("reporter", reporter)?;
+        writer.party(&SOURCE, labels.and_then(|labels| labels.source.as_ref()))?;
+        writer.party(&DESTINATION, labels.and_then(|labels| labels.destination.as_ref()))?;
+        match labels.map(|labels| (&labels.service, labels.transport)) {
+            Some((Some(service), _)) => writer.service(&service.host, &service.name, &service.namespace)?,
+            Some((None, Transport::Passthrough)) => writer.service(UNKNOWN, PASSTHROUGH, UNKNOWN)?,
+            Some((None, Transport::Plain)) | None => writer.service(UNKNOWN, UNKNOWN, UNKNOWN)?,
+        }
+        writer.label("request_protocol", "tcp")?;
+        let policy = labels.map_or(UNKNOWN, TrafficLabels::security_policy);
+        writer.label("connection_security_policy", policy)?;
+        // How connections end is told of the overflow too: there are only so many ways.
+        ("response_flags", self.flag.as_str()).encode(writer.encoder.encode_label())
+    }
+}
+
+struct Writer<'a, 'b> {
+    encoder: &'a mut LabelSetEncoder<'b>,
+    overflow: bool,
+}
+
+impl Writer<'_, '_> {
+    fn label(&mut self, key: &'static str, value: &str) -> fmt::Result {
+        let value = match value {
+            _ if self.overflow => OVERFLOW,
+            "" => UNKNOWN,
+            value => value,
+        };
+        (key, value).encode(self.encoder.encode_label())
+    }
+
+    fn party(&mut self, keys: &PartyKeys, party: Option<&Party>) -> fmt::Result {
+        let text = |part: fn(&Party) -> &Arc<str>| party.map_or(UNKNOWN, |party| part(party));
+        self.label(keys.workload, text(|party| &party.workload))?;
+        self.label(keys.canonical_service, text(|party| &party.canonical_service))?;
+        self.label(keys.canonical_revision, text(|party| &party.canonical_revision))?;
+        self.label(keys.namespace, text(|party| &party.namespace))?;
+        match party {
+            Some(party) => (keys.principal, Principal(party)).encode(self.encoder.encode_label())?,
+            None => self.label(keys.principal, UNKNOWN)?,
+        }
+        self.label(keys.app, text(|party| &party.canonical_service))?;
+        self.label(keys.version, text(|party| &party.canonical_revision))?;
+        self.label(keys.cluster, text(|party| &party.cluster))
+    }
+
+    fn service(&mut self, host: &str, name: &str, namespace: &str) -> fmt::Result {
+        self.label("destination_service", host)?;
+        self.label("destination_service_name", name)?;
+        self.label("destination_service_namespace", namespace)
+    }
+}

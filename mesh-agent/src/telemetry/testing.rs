@@ -1,0 +1,75 @@
+//! Connections for tests.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use super::record::{ConnectionRecord, Direction, Peer, Traffic, Transport};
+use crate::config::{LoadBalancing, Service, ServiceName, TunnelProtocol, Workload};
+use crate::pods::{FailureMode, Redirection};
+
+/// The workload of a pod `<app>-1` in namespace `shop`.
+pub(crate) fn workload(app: &str, address: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        uid: format!("c1//Pod/shop/{app}-1").into(),
+        name: format!("{app}-1").into(),
+        namespace: "shop".into(),
+        service_account: app.into(),
+        trust_domain: "cluster.local".into(),
+        addresses: vec![address.parse().unwrap()],
+        hostname: "".into(),
+        network: "".into(),
+        cluster: "c1".into(),
+        node: "node-1".into(),
+        host_network: false,
+        canonical_name: app.into(),
+        canonical_revision: "v1".into(),
+        workload_name: app.into(),
+        tunnel: TunnelProtocol::None,
+        waypoint: None,
+        network_gateway: None,
+        healthy: true,
+        weight: 1,
+        locality: Default::default(),
+        services: Vec::new(),
+        authorization_policies: Vec::new(),
+        redirection: Redirection::default(),
+        failure_mode: FailureMode::Open,
+    })
+}
+
+/// The service `web.shop`.
+pub(crate) fn service() -> Arc<Service> {
+    Arc::new(Service {
+        id: ServiceName { namespace: "shop".into(), hostname: "web.shop.svc.cluster.local".into() },
+        name: "web".into(),
+        addresses: Vec::new(),
+        ports: Vec::new(),
+        subject_alt_names: Vec::new(),
+        waypoint: None,
+        load_balancing: LoadBalancing::default(),
+    })
+}
+
+/// A connection from pod `client-1` through service `web.shop` to pod `web-1`, opened an hour after the epoch.
+pub(crate) fn record(id: u64) -> ConnectionRecord {
+    ConnectionRecord {
+        id,
+        direction: Direction::Outbound,
+        source: Peer {
+            address: "10.0.1.1:40000".parse().unwrap(),
+            workload: Some(workload("client", "10.0.1.1")),
+        },
+        original_destination: "10.96.0.1:80".parse().unwrap(),
+        destination: Some(Peer {
+            address: "10.0.2.1:8080".parse().unwrap(),
+            workload: Some(workload("web", "10.0.2.1")),
+        }),
+        service: Some(service()),
+        transport: Transport::Plain,
+        attempts: 1,
+        worker: 0,
+        opened_at: UNIX_EPOCH + Duration::from_secs(3600),
+        opened: Instant::now(),
+        traffic: Arc::new(Traffic::default()),
+    }
+}
