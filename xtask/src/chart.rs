@@ -26,6 +26,9 @@ pub(crate) struct Options {
 const HEADER: &str = "# The chart in deploy/chart with its default values, rendered by `cargo xtask chart`. Do not edit.\n\
      # kubectl create namespace mesh-system && kubectl apply -f mesh.yaml\n";
 
+/// The Kubernetes that the chart is rendered for, that of the types which the tests read it with.
+const KUBERNETES: &str = "1.34.0";
+
 /// `cargo xtask chart`.
 pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure(workspace)?;
@@ -54,16 +57,15 @@ fn rendered_path(workspace: &Workspace) -> PathBuf {
 }
 
 fn manifest(workspace: &Workspace) -> Result<String> {
-    Ok(format!("{HEADER}{}", render(workspace, &[])?))
+    Ok(format!("{HEADER}{}", render(workspace, "{}")?))
 }
 
-/// What Helm makes of the chart with these `--set` values.
-fn render(workspace: &Workspace, values: &[&str]) -> Result<String> {
+/// What Helm makes of the chart with these values (YAML) over its own.
+fn render(workspace: &Workspace, values: &str) -> Result<String> {
     let helm = helm::find(workspace).context("Helm is missing: run `cargo xtask setup`")?;
     let mut command = workspace.command(helm);
-    command.args(["template", "mesh", "deploy/chart", "--namespace", "mesh-system"]);
-    for value in values {
-        command.args(["--set", value]);
-    }
-    process::output(&mut command)
+    command.args(["template", "mesh", "deploy/chart", "--namespace", "mesh-system", "--values", "-"]);
+    // A Helm that was built without a version of Kubernetes takes itself for one of an ancient cluster.
+    command.args(["--kube-version", KUBERNETES]);
+    process::output_for(&mut command, values)
 }

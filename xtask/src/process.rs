@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, PipeReader, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::Duration,
@@ -106,14 +106,27 @@ pub(crate) fn aloud(command: &mut Command, mut each_line: impl FnMut(&str)) -> R
 
 /// What `command` prints to standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot start `{}`", shown(command)))?;
+    output_for(command, "")
+}
+
+/// What `command` makes of `input`.
+pub(crate) fn output_for(command: &mut Command, input: &str) -> Result<String> {
+    let (reader, mut writer) = std::io::pipe().context("no pipe")?;
+    command.stdin(reader).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
+    // The program's end must be its own only, or one that does not read would keep us writing forever.
+    command.stdin(Stdio::null());
+    thread::scope(|scope| {
+        scope.spawn(move || writer.write_all(input.as_bytes()));
+        output_of(child, command)
+    })
+}
+
+fn output_of(child: Child, command: &Command) -> Result<String> {
+    let output = child.wait_with_output().context("lost the program")?;
     if !output.status.success() {
-        bail!(
-            "`{}` failed ({})\n\n{}",
-            shown(command),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
+        let told = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed ({})\n\n{}", shown(command), output.status, told.trim_end());
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("`{}` printed something that is not text", shown(command)))

@@ -1,1 +1,224 @@
+//! The chart, rendered by Helm with values of several kinds and read with Kubernetes' own types: nothing in
+//! it may be unknown to them, and what it refers to must be there.
 
+use clap::{Args, Command, CommandFactory, Parser};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use k8s_openapi::apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString};
+use mesh_agent::settings::RunArgs;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::*;
+
+/// Sets of values that between them take every branch of the templates.
+const VALUES: &[&str] = &[
+    "{}",
+    // Nodes and pods with IPv6 only, logs for machines, other marks, private images.
+    r#"{cluster: {network: "east"}, log: {level: "info,mesh_agent::proxy=debug", format: json}, imagePullSecrets: [registry],
+        agent: {http: {address: "::", port: 9000}, accessLog: json, keepStateOnExit: true, failureMode: closed,
+                marks: {mask: "0x3000000", capture: "0x1000000", agent: "0x2000000"}, maxUnavailable: 10%},
+        control: {address: "::", replicas: 3}}"#,
+    // Metrics on the node only, with manifests and everything that is copied into pods.
+    r#"{agent: {http: {address: 127.0.0.1}, podAnnotations: {a: "1"}, podLabels: {b: "2"}, affinity: {nodeAffinity: {}},
+                priorityClassName: "", resources: {limits: {memory: 1Gi}}, image: {tag: v2, pullPolicy: Always}},
+        control: {manifests: {shop.yaml: "kind: Namespace\napiVersion: v1\nmetadata:\n  name: shop\n"},
+                  tolerations: [{operator: Exists}], affinity: {podAntiAffinity: {}},
+                  podAnnotations: {a: "1"}, podLabels: {b: "2"}}}"#,
+    "{control: {manifestsConfigMap: mine}}",
+    // Another control server.
+    r#"{control: {enabled: false}, agent: {controlServers: ["https://istiod.istio-system.svc:15012", "http://[fd00::1]:15010"]}}"#,
+];
+
+/// Values that must be refused, and what the refusal says.
+const REFUSED: &[(&str, &str)] = &[
+    ("{agent: {accesslog: text}}", "accesslog"),
+    ("{agent: {http: {address: localhost}}}", "/agent/http/address"),
+    ("{agent: {controlServers: [istiod]}}", "/agent/controlServers"),
+    ("{agent: {marks: {mask: many}}}", "/agent/marks/mask"),
+    ("{control: {replicas: 0}}", "/control/replicas"),
+    ("{control: {enabled: false}}", "agent.controlServers"),
+];
+
+#[test]
+fn kubernetes_knows_everything_in_it() {
+    for values in VALUES {
+        for object in objects(values) {
+            let read = match object["kind"].as_str().unwrap() {
+                "ClusterRole" => same::<ClusterRole>,
+                "ClusterRoleBinding" => same::<ClusterRoleBinding>,
+                "ConfigMap" => same::<ConfigMap>,
+                "DaemonSet" => same::<DaemonSet>,
+                "Deployment" => same::<Deployment>,
+                "PodDisruptionBudget" => same::<PodDisruptionBudget>,
+                "Service" => same::<Service>,
+                "ServiceAccount" => same::<ServiceAccount>,
+                kind => panic!("{kind}: read it with its type here"),
+            };
+            read(&object);
+        }
+    }
+}
+
+/// Kubernetes' types skip what they do not know; it is missing when they are written again.
+fn same<T: DeserializeOwned + Serialize>(object: &Value) {
+    let typed: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
+    assert_eq!(&serde_json::to_value(typed).unwrap(), object);
+}
+
+#[test]
+fn what_it_refers_to_is_there() {
+    for values in VALUES {
+        let objects = objects(values);
+        let exists = |kind: &str, name: &str| {
+            objects.iter().any(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        };
+        for (selector, pod) in pods(&objects) {
+            let labels = pod.metadata.as_ref().unwrap().labels.as_ref().unwrap();
+            for (label, value) in selector.match_labels.unwrap() {
+                assert_eq!(labels.get(&label), Some(&value), "a selector selects its own pods");
+            }
+            let spec = pod.spec.unwrap();
+            assert!(exists("ServiceAccount", spec.service_account_name.as_ref().unwrap()));
+            let volumes = spec.volumes.unwrap();
+            for container in &spec.containers {
+                for mount in container.volume_mounts.iter().flatten() {
+                    assert!(
+                        volumes.iter().any(|volume| volume.name == mount.name),
+                        "no volume {}",
+                        mount.name
+                    );
+                }
+                for probe in [&container.startup_probe, &container.liveness_probe, &container.readiness_probe]
+                    .into_iter()
+                    .flatten()
+                {
+                    assert!(has_port(container, &probe.http_get.as_ref().unwrap().port));
+                }
+            }
+            for map in volumes.iter().filter_map(|volume| Some(&volume.config_map.as_ref()?.name)) {
+                assert!(map == "mine" || exists("ConfigMap", map), "no ConfigMap {map}");
+            }
+        }
+        for service in all::<Service>(&objects, "Service") {
+            let (spec, pods) = (service.spec.unwrap(), pods(&objects));
+            let selected = pods.iter().find(|(selector, _)| selector.match_labels == spec.selector);
+            let container = &selected.unwrap().1.spec.as_ref().unwrap().containers[0];
+            assert!(
+                spec.ports
+                    .unwrap()
+                    .iter()
+                    .all(|port| has_port(container, port.target_port.as_ref().unwrap()))
+            );
+        }
+    }
+}
+
+#[test]
+fn the_programs_take_what_it_passes_to_them() {
+    for values in VALUES {
+        let objects = objects(values);
+        let agent = container(&objects, "mesh-agent");
+        assert_eq!(agent.args.as_ref().unwrap()[0], "run");
+        Program::<RunArgs>::parsed_from(&agent).validate().unwrap();
+    }
+}
+
+#[test]
+fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
+    let objects = objects("{}");
+    let powers = |name| {
+        let context = container(&objects, name).security_context.unwrap();
+        assert_eq!(
+            (context.allow_privilege_escalation, context.read_only_root_filesystem),
+            (Some(false), Some(true))
+        );
+        let capabilities = context.capabilities.unwrap();
+        assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
+        capabilities.add.unwrap_or_default()
+    };
+    assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN"]);
+    assert!(powers("mesh-control").is_empty());
+}
+
+#[test]
+fn wrong_values_are_refused_by_name() {
+    let workspace = Workspace::locate().unwrap();
+    for (values, reason) in REFUSED {
+        let error = render(&workspace, values).expect_err(values).to_string();
+        assert!(error.contains(reason), "{values}: {error}");
+    }
+}
+
+/// A program whose options are `T`.
+#[derive(Parser)]
+struct Program<T: Args> {
+    #[command(flatten)]
+    options: T,
+}
+
+impl<T: Args> Program<T> {
+    /// The options of a container, from its arguments and, as the arguments they stand for, its environment.
+    fn parsed_from(container: &Container) -> T {
+        let flags = container.args.iter().flatten().filter(|argument| argument.starts_with("--")).cloned();
+        let variables = container.env.iter().flatten().map(|variable| {
+            let value = variable.value.as_deref().unwrap_or(if variable.name == "INSTANCE_IP" {
+                "fd00::7"
+            } else {
+                "name"
+            });
+            format!("--{}={value}", flag_of(&Self::command(), &variable.name))
+        });
+        let arguments = ["program".to_owned()].into_iter().chain(flags).chain(variables);
+        Self::try_parse_from(arguments).unwrap_or_else(|error| panic!("{error}")).options
+    }
+}
+
+fn flag_of(command: &Command, variable: &str) -> String {
+    let argument =
+        command.get_arguments().find(|argument| argument.get_env().is_some_and(|name| name == variable));
+    argument.and_then(clap::Arg::get_long).unwrap_or_else(|| panic!("nothing reads {variable}")).to_owned()
+}
+
+fn objects(values: &str) -> Vec<Value> {
+    let workspace = Workspace::locate().unwrap();
+    let rendered = render(&workspace, values).unwrap_or_else(|error| panic!("{values}: {error}"));
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
+    assert!(objects.len() >= 4, "{rendered}");
+    objects
+}
+
+fn all<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
+    let objects = objects.iter().filter(|object| object["kind"] == kind);
+    objects.map(|object| serde_json::from_value(object.clone()).unwrap()).collect()
+}
+
+/// The pods that the objects make, with what selects them.
+fn pods(objects: &[Value]) -> Vec<(LabelSelector, PodTemplateSpec)> {
+    let agents = all::<DaemonSet>(objects, "DaemonSet")
+        .into_iter()
+        .map(|set| set.spec.unwrap())
+        .map(|spec| (spec.selector, spec.template));
+    let controls = all::<Deployment>(objects, "Deployment")
+        .into_iter()
+        .map(|set| set.spec.unwrap())
+        .map(|spec| (spec.selector, spec.template));
+    agents.chain(controls).collect()
+}
+
+fn container(objects: &[Value], name: &str) -> Container {
+    let containers = pods(objects).into_iter().flat_map(|(_, pod)| pod.spec.unwrap().containers);
+    containers.into_iter().find(|container| container.name == name).unwrap()
+}
+
+fn has_port(container: &Container, port: &IntOrString) -> bool {
+    container.ports.iter().flatten().any(|known| match port {
+        IntOrString::String(name) => known.name.as_ref() == Some(name),
+        IntOrString::Int(number) => known.container_port == *number,
+    })
+}
