@@ -24,6 +24,8 @@
 
 pub mod lab;
 pub mod machine;
+pub mod mesh;
+mod mounts;
 pub mod netns;
 pub mod process;
 pub mod state;
@@ -34,6 +36,7 @@ mod network;
 
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
+pub use mesh::{Manifests, Mesh, MeshError, Programs};
 pub use netns::Namespace;
 pub use network::NetworkError;
 pub use process::{Output, Process, ProcessError, Program};

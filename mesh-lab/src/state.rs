@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::lab::LabError;
+use crate::mounts::unmount_below;
 use crate::netns::Namespace;
 use crate::topology::Topology;
 
@@ -127,6 +128,10 @@ impl Record {
             })?;
         }
         let logs = log_directory(name);
+        unmount_below(&logs).map_err(|source| LabError::Remove {
+            what: format!("what is mounted in {}", logs.display()),
+            source,
+        })?;
         for gone in [fs::remove_dir_all(&logs), fs::remove_file(path(name))] {
             match gone {
                 Err(error) if error.kind() != ErrorKind::NotFound => {

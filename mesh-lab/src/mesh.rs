@@ -1,0 +1,483 @@
+//! A mesh in a lab: one control server on a host outside, one agent on every node, each a real process.
+//!
+//! Used by the demo and by the end-to-end tests, which kill, restart and reconfigure what runs here.
+
+mod manifests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub use manifests::Manifests;
+
+use crate::lab::{Lab, LabError};
+use crate::machine::Kind;
+use crate::mounts::mount_bpffs;
+use crate::process::{Process, ProcessError};
+
+/// How long an agent or a control server may take to become ready.
+const READY: Duration = Duration::from_secs(20);
+/// How often readiness is asked for.
+const POLL: Duration = Duration::from_millis(10);
+
+const CONTROL_GRPC: u16 = 15010;
+const CONTROL_HTTP: u16 = 15014;
+const AGENT_HTTP: u16 = 15020;
+
+/// Why a mesh does not come up, or does not do what it is told.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// The lab.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A program.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A program of the mesh is not there.
+    #[error("{0} is not there: build it with `cargo build --workspace`, or set MESH_BIN_DIR")]
+    NotBuilt(PathBuf),
+    /// A file.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A program that does not become ready.
+    #[error("{what} is not ready: {answer}\n{log}")]
+    NotReady {
+        /// The program.
+        what: String,
+        /// Its last answer.
+        answer: String,
+        /// What it has logged.
+        log: String,
+    },
+    /// A program that should run does not, or the other way round.
+    #[error("{0}")]
+    State(String),
+    /// meshctl failed.
+    #[error("meshctl {arguments} on {node}: {said}")]
+    Meshctl {
+        /// The node.
+        node: String,
+        /// Its arguments.
+        arguments: String,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// Where the mesh's programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    directory: PathBuf,
+}
+
+impl Programs {
+    /// Those in `$MESH_BIN_DIR`, else those beside the running program, which is where cargo puts them.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn find() -> Result<Self, MeshError> {
+        let directory = match std::env::var_os("MESH_BIN_DIR") {
+            Some(directory) => PathBuf::from(directory),
+            None => {
+                let own = std::env::current_exe()
+                    .map_err(|source| MeshError::File { path: "/proc/self/exe".into(), source })?;
+                let beside = own.parent().unwrap_or(Path::new("."));
+                // Test programs are one level down, in `deps`.
+                match beside.file_name() {
+                    Some(name) if name == "deps" => beside.parent().unwrap_or(beside).to_owned(),
+                    _ => beside.to_owned(),
+                }
+            }
+        };
+        for name in ["mesh-agent", "mesh-control", "meshctl", "mesh-lab"] {
+            let path = directory.join(name);
+            if !path.is_file() {
+                return Err(MeshError::NotBuilt(path));
+            }
+        }
+        Ok(Self { directory })
+    }
+
+    /// The program of this name.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+/// A running mesh. Dropping it ends it, and its lab with it.
+#[derive(Debug)]
+pub struct Mesh {
+    // Before the lab: processes end before what they run in is removed.
+    control: Option<Process>,
+    agents: BTreeMap<String, Process>,
+    programs: Programs,
+    directory: PathBuf,
+    control_host: String,
+    agent_arguments: Vec<String>,
+    detached: bool,
+    lab: Lab,
+}
+
+impl Mesh {
+    /// Prepares a mesh in `lab`, with its control server on the host `control`. Nothing runs yet.
+    ///
+    /// # Errors
+    /// When the programs are not built or the lab's directory cannot be prepared.
+    pub fn new(lab: Lab, control: &str) -> Result<Self, MeshError> {
+        lab.host(control)?;
+        let directory = lab.log_directory().join("mesh");
+        let bpffs = directory.join("bpf");
+        mount_bpffs(&bpffs).map_err(|source| MeshError::File { path: bpffs, source })?;
+        let mesh = Self {
+            control: None,
+            agents: BTreeMap::new(),
+            programs: Programs::find()?,
+            directory,
+            control_host: control.to_owned(),
+            agent_arguments: Vec::new(),
+            detached: false,
+            lab,
+        };
+        mesh.make_directory(&mesh.manifests_directory())?;
+        Ok(mesh)
+    }
+
+    /// Gives every agent that is started from now on these arguments too.
+    #[must_use]
+    pub fn agent_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.agent_arguments = arguments.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Has the programs that are started from now on outlive this process, for a lab that is kept.
+    pub fn detach(&mut self) {
+        self.detached = true;
+    }
+
+    /// Ends this handle but neither the lab nor what runs in it; for a mesh that was [detached](Self::detach).
+    ///
+    /// # Errors
+    /// When that cannot be recorded.
+    pub fn keep(self) -> Result<(), MeshError> {
+        Ok(self.lab.keep()?)
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The mesh's programs.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// The directory the control server reads.
+    #[must_use]
+    pub fn manifests_directory(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
+    /// The BPF file system of all nodes.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.directory.join("bpf")
+    }
+
+    /// Where an agent keeps its last good configuration.
+    #[must_use]
+    pub fn state_directory(&self, node: &str) -> PathBuf {
+        self.directory.join(node).join("state")
+    }
+
+    /// Where an agent keeps its socket, lock and journal.
+    #[must_use]
+    pub fn run_directory(&self, node: &str) -> PathBuf {
+        self.directory.join(node).join("run")
+    }
+
+    /// The names of the nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<String> {
+        let nodes = self.lab.machines().filter(|machine| *machine.kind() == Kind::Node);
+        nodes.map(|machine| machine.name().to_owned()).collect()
+    }
+
+    /// Writes manifests where the control server reads them, in one step.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn apply(&self, file: &str, text: &str) -> Result<(), MeshError> {
+        let path = self.manifests_directory().join(file);
+        // Not named like a manifest until it is complete.
+        let draft = self.manifests_directory().join(format!(".{file}.new"));
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(|source| MeshError::File { path, source })
+    }
+
+    /// Removes a file of manifests.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn withdraw(&self, file: &str) -> Result<(), MeshError> {
+        let path = self.manifests_directory().join(file);
+        std::fs::remove_file(&path).map_err(|source| MeshError::File { path, source })
+    }
+
+    /// Starts the control server and the agents of all nodes.
+    ///
+    /// # Errors
+    /// When one of them does not become ready.
+    pub fn start(&mut self) -> Result<(), MeshError> {
+        self.start_control()?;
+        for node in self.nodes() {
+            self.launch_agent(&node)?;
+        }
+        for node in self.nodes() {
+            self.wait_for_agent(&node)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the control server and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_control(&mut self) -> Result<(), MeshError> {
+        if self.control.is_some() {
+            return Err(MeshError::State("the control server runs already".to_owned()));
+        }
+        let host = self.lab.host(&self.control_host)?;
+        let mut program = host
+            .program(self.programs.path("mesh-control"))?
+            .arg("--manifests")
+            .arg(self.manifests_directory())
+            .args(["--grpc-address", &any(CONTROL_GRPC), "--http-address", &any(CONTROL_HTTP)])
+            .log_to(self.directory.join("control.log"));
+        if self.detached {
+            program = program.detached();
+        }
+        let process = program.spawn()?;
+        let process = self.control.insert(process);
+        let answer = wait_until_ready(process, || {
+            let host = self.lab.host(&self.control_host).ok()?;
+            host.namespace().run(|| ready(CONTROL_HTTP)).ok()
+        });
+        answer.map_err(|(answer, log)| MeshError::NotReady { what: "mesh-control".to_owned(), answer, log })
+    }
+
+    /// The control server.
+    pub fn control(&mut self) -> Option<&mut Process> {
+        self.control.as_mut()
+    }
+
+    /// Kills the control server (SIGKILL).
+    pub fn kill_control(&mut self) {
+        if let Some(mut process) = self.control.take() {
+            process.kill();
+        }
+    }
+
+    /// Starts a node's agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_agent(&mut self, node: &str) -> Result<(), MeshError> {
+        self.launch_agent(node)?;
+        self.wait_for_agent(node)
+    }
+
+    /// Starts a node's agent and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_agent(&mut self, node: &str) -> Result<(), MeshError> {
+        if self.agents.contains_key(node) {
+            return Err(MeshError::State(format!("the agent of {node} runs already")));
+        }
+        let process = self.agent_process(node)?;
+        self.agents.insert(node.to_owned(), process);
+        Ok(())
+    }
+
+    /// Starts one more agent on a node, which is not taken care of.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent_process(&self, node: &str) -> Result<Process, MeshError> {
+        let machine = self.lab.node(node)?;
+        for directory in [self.state_directory(node), self.run_directory(node)] {
+            self.make_directory(&directory)?;
+        }
+        let host = self.lab.host(&self.control_host)?;
+        let address =
+            host.address().ok_or_else(|| MeshError::State("the control host has no address".to_owned()))?;
+        let mut program = machine
+            .program(self.programs.path("mesh-agent"))?
+            .arg("run")
+            .args(["--node-name", node, "--pod-source", "control", "--access-log", "json"])
+            .args(["--control-server", &format!("http://{}", SocketAddr::new(address, CONTROL_GRPC))])
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .arg("--state-dir")
+            .arg(self.state_directory(node))
+            .arg("--run-dir")
+            .arg(self.run_directory(node))
+            .arg("--access-log-file")
+            .arg(self.access_log(node))
+            .args(&self.agent_arguments)
+            .log_to(self.agent_log(node));
+        if self.detached {
+            program = program.detached();
+        }
+        Ok(program.spawn()?)
+    }
+
+    /// Waits until a node's agent says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not, or has ended.
+    pub fn wait_for_agent(&mut self, node: &str) -> Result<(), MeshError> {
+        let machine = self.lab.node(node)?;
+        let process =
+            self.agents.get_mut(node).ok_or_else(|| MeshError::State(format!("no agent runs on {node}")))?;
+        let answer = wait_until_ready(process, || machine.namespace().run(|| ready(AGENT_HTTP)).ok());
+        answer.map_err(|(answer, log)| MeshError::NotReady {
+            what: format!("the agent of {node}"),
+            answer,
+            log,
+        })
+    }
+
+    /// A node's agent.
+    pub fn agent(&mut self, node: &str) -> Option<&mut Process> {
+        self.agents.get_mut(node)
+    }
+
+    /// Kills a node's agent (SIGKILL).
+    pub fn kill_agent(&mut self, node: &str) {
+        if let Some(mut process) = self.agents.remove(node) {
+            process.kill();
+        }
+    }
+
+    /// Asks a node's agent to end (SIGTERM) and waits for it.
+    ///
+    /// # Errors
+    /// When it has to be killed.
+    pub fn stop_agent(&mut self, node: &str, timeout: Duration) -> Result<(), MeshError> {
+        match self.agents.remove(node) {
+            Some(process) => Ok(process.stop(timeout).map(drop)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a node's agent logs.
+    #[must_use]
+    pub fn agent_log(&self, node: &str) -> PathBuf {
+        self.directory.join(node).join("agent.log")
+    }
+
+    /// Where a node's agent writes one JSON line per connection.
+    #[must_use]
+    pub fn access_log(&self, node: &str) -> PathBuf {
+        self.directory.join(node).join("access.log")
+    }
+
+    /// The command line that speaks to a node's agent.
+    #[must_use]
+    pub fn meshctl_command(&self, node: &str) -> Vec<String> {
+        let socket = self.run_directory(node).join("admin.sock");
+        let meshctl = self.programs.path("meshctl");
+        vec![meshctl.display().to_string(), "--socket".to_owned(), socket.display().to_string()]
+    }
+
+    /// Runs meshctl on a node and returns its output as it is.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn meshctl_text(&self, node: &str, arguments: &[&str]) -> Result<String, MeshError> {
+        let failed =
+            |said: String| MeshError::Meshctl { node: node.to_owned(), arguments: arguments.join(" "), said };
+        let mut command = self.meshctl_command(node);
+        let program = command.remove(0);
+        let output = self.lab.node(node)?.program(program)?.args(command).args(arguments).output()?;
+        if !output.status.success() {
+            return Err(failed(format!("{}{}", output.stdout, output.stderr)));
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs meshctl on a node and returns its JSON output.
+    ///
+    /// # Errors
+    /// When it fails, or does not answer in JSON.
+    pub fn meshctl(&self, node: &str, arguments: &[&str]) -> Result<Value, MeshError> {
+        let all: Vec<&str> = ["-o", "json"].iter().chain(arguments).copied().collect();
+        let text = self.meshctl_text(node, &all)?;
+        serde_json::from_str(&text).map_err(|error| MeshError::Meshctl {
+            node: node.to_owned(),
+            arguments: arguments.join(" "),
+            said: format!("{error} in {text}"),
+        })
+    }
+
+    fn make_directory(&self, path: &Path) -> Result<(), MeshError> {
+        std::fs::create_dir_all(path).map_err(|source| MeshError::File { path: path.to_owned(), source })
+    }
+}
+
+fn any(port: u16) -> String {
+    format!("[::]:{port}")
+}
+
+/// Asks until the answer is yes; else returns the last answer and the program's log.
+fn wait_until_ready(
+    process: &mut Process,
+    mut ask: impl FnMut() -> Option<Result<(), String>>,
+) -> Result<(), (String, String)> {
+    let end = Instant::now() + READY;
+    loop {
+        let answer = match ask() {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(answer)) => answer,
+            None => "cannot be asked".to_owned(),
+        };
+        if let Ok(Some(status)) = process.try_wait() {
+            return Err((format!("ended ({status})"), process.log()));
+        }
+        if Instant::now() > end {
+            return Err((answer, process.log()));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Asks the program that serves HTTP on this port of this namespace whether it is ready.
+fn ready(port: u16) -> Result<(), String> {
+    use std::io::{Read, Write};
+    let ask = || -> io::Result<String> {
+        let address = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
+        let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(|error| error.to_string())?;
+    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+}
