@@ -15,7 +15,7 @@ pub(crate) struct Options {
 
 /// `cargo xtask build`.
 pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
-    setup::ensure(workspace)?;
+    setup::ensure(workspace, setup::Purpose::Building)?;
     ebpf::build(workspace)?;
     let profile = if options.release { "release" } else { "debug" };
     binaries(workspace, options.release)?;

@@ -31,7 +31,7 @@ const KUBERNETES: &str = "1.34.0";
 
 /// `cargo xtask chart`.
 pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
-    setup::ensure(workspace)?;
+    setup::ensure(workspace, setup::Purpose::Testing)?;
     if options.check {
         return check(workspace);
     }

@@ -61,8 +61,12 @@ fn nightly_source() -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".rustup")))?;
     let toolchains = fs::read_dir(rustup.join("toolchains")).ok()?.flatten();
-    let nightlies =
-        toolchains.filter(|toolchain| toolchain.file_name().to_string_lossy().starts_with("nightly-"));
+    // Not `nightly-2026-01-31-<host>`: that is someone's pin, and `rustup run nightly` another toolchain.
+    let nightlies = toolchains.filter(|toolchain| {
+        let name = toolchain.file_name().to_string_lossy().into_owned();
+        name.strip_prefix("nightly-")
+            .is_some_and(|host| !host.starts_with(|first: char| first.is_ascii_digit()))
+    });
     nightlies
         .map(|toolchain| toolchain.path().join("lib/rustlib/src/rust/library/core"))
         .find(|source| source.exists())

@@ -60,7 +60,7 @@ fn run(task: &Task) -> Result<()> {
     match task {
         Task::Setup(options) => setup::task(&workspace, options),
         Task::BuildEbpf => {
-            setup::ensure(&workspace)?;
+            setup::ensure(&workspace, setup::Purpose::Building)?;
             ebpf::build(&workspace)
         }
         Task::Build(options) => build::task(&workspace, options),

@@ -39,24 +39,31 @@ enum Remedy {
     Step(fn(&Workspace) -> Result<()>),
 }
 
+/// What a task is about to do; images are built without what only tests need.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Building,
+    Testing,
+}
+
 /// `cargo xtask setup`.
 pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.check {
         return check(workspace);
     }
-    ensure(workspace)?;
+    ensure(workspace, Purpose::Testing)?;
     progress::good("everything the project needs is installed");
     Ok(())
 }
 
 /// Installs what is missing; at once done when nothing is.
-pub(crate) fn ensure(workspace: &Workspace) -> Result<()> {
-    if missing(workspace).is_empty() {
+pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+    if missing(workspace, purpose).is_empty() {
         return Ok(());
     }
     let _lock = lock(workspace)?;
     // Whoever held the lock may have installed everything meanwhile.
-    let missing = missing(workspace);
+    let missing = missing(workspace, purpose);
     if missing.is_empty() {
         return Ok(());
     }
@@ -77,7 +84,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<()> {
 }
 
 fn check(workspace: &Workspace) -> Result<()> {
-    let missing = missing(workspace);
+    let missing = missing(workspace, Purpose::Testing);
     if missing.is_empty() {
         progress::good("everything the project needs is installed");
         return Ok(());
@@ -95,13 +102,15 @@ fn show(missing: &[Missing]) {
     }
 }
 
-/// Everything, in the order in which it must be installed.
-fn missing(workspace: &Workspace) -> Vec<Missing> {
-    let mut missing = apt::missing();
-    missing.extend(components(workspace));
+/// Everything that is missing, in the order in which it must be installed.
+fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Missing> {
+    let mut missing = apt::missing(purpose);
     missing.extend(bpf::missing());
-    missing.extend(helm::missing(workspace));
-    missing.extend(envoy::missing(workspace));
+    if purpose == Purpose::Testing {
+        missing.extend(components(workspace));
+        missing.extend(helm::missing(workspace));
+        missing.extend(envoy::missing(workspace));
+    }
     missing
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
              sudo -E env PATH=\"$PATH\" cargo xtask test"
         );
     }
-    setup::ensure(workspace)?;
+    setup::ensure(workspace, setup::Purpose::Testing)?;
     ebpf::build(workspace)?;
     // Tests start other packages' binaries, which `cargo test` alone would not build.
     build::binaries(workspace, false)?;

@@ -10,88 +10,84 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Missing, Remedy};
+use super::{Missing, Purpose, Remedy};
 use crate::{
     process, progress,
     workspace::{Workspace, find_program},
 };
 
-/// A need that packages meet, and how to see that it is met.
+/// Programs that packages bring.
 struct Need {
     what: &'static str,
     why: &'static str,
+    programs: &'static [&'static str],
     packages: &'static [&'static str],
-    met: fn() -> bool,
 }
 
-const NEEDS: &[Need] = &[
-    Need {
-        what: "C compiler",
-        why: "links programs, builds aws-lc (TLS) and bpf-linker",
-        packages: &["gcc", "g++", "libc6-dev"],
-        met: || find_program("cc").is_some() && find_program("c++").is_some(),
-    },
+const FOR_BUILDING: &[Need] = &[Need {
+    what: "C compiler",
+    why: "links programs, builds aws-lc (TLS) and bpf-linker",
+    programs: &["cc", "c++"],
+    packages: &["gcc", "g++", "libc6-dev"],
+}];
+
+const FOR_TESTING: &[Need] = &[
     Need {
         what: "ip",
-        why: "looks at what a test left behind",
+        why: "looks at what a test leaves behind",
+        programs: &["ip"],
         packages: &["iproute2"],
-        met: || find_program("ip").is_some(),
-    },
-    Need {
-        what: "pgrep, sysctl",
-        why: "look at processes and sysctls",
-        packages: &["procps"],
-        met: || find_program("pgrep").is_some() && find_program("sysctl").is_some(),
     },
     Need {
         what: "curl",
         why: "an HTTP client in tests and the demo",
+        programs: &["curl"],
         packages: &["curl", "ca-certificates"],
-        met: || find_program("curl").is_some(),
     },
     Need {
         what: "nginx",
         why: "an HTTP server in tests and the demo",
+        programs: &["nginx"],
         packages: &["nginx-light"],
-        met: || find_program("nginx").is_some(),
     },
     Need {
         what: "redis",
-        why: "a server and a client in tests and the demo",
+        why: "a server and its client in tests and the demo",
+        programs: &["redis-server", "redis-cli"],
         packages: &["redis-server", "redis-tools"],
-        met: || find_program("redis-server").is_some() && find_program("redis-cli").is_some(),
     },
     Need {
         what: "PostgreSQL",
-        why: "a server and a client in tests and the demo",
+        why: "a server and its client in tests and the demo",
+        programs: &["postgres", "psql"],
         packages: &["postgresql", "postgresql-client"],
-        met: || find_program("psql").is_some() && has_postgres(),
     },
+    Need { what: "h2load", why: "HTTP load in tests", programs: &["h2load"], packages: &["nghttp2-client"] },
     Need {
-        what: "h2load",
-        why: "HTTP load in tests",
-        packages: &["nghttp2-client"],
-        met: || find_program("h2load").is_some(),
+        what: "ps, sysctl",
+        why: "look at processes and sysctls",
+        programs: &["ps", "sysctl"],
+        packages: &["procps"],
     },
 ];
 
-/// Debian keeps PostgreSQL's server programs out of `PATH`, one folder per version.
-fn has_postgres() -> bool {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    find_program("postgres").is_some()
-        || versions.into_iter().any(|version| version.path().join("bin/postgres").exists())
+/// The needs that packages meet and that are not met.
+pub(super) fn missing(purpose: Purpose) -> Vec<Missing> {
+    let needs = FOR_BUILDING.iter().chain(if purpose == Purpose::Testing { FOR_TESTING } else { &[] });
+    let unmet = needs.filter(|need| !need.programs.iter().all(|program| is_installed(program)));
+    let missing = |need: &Need| Missing {
+        what: need.what.into(),
+        why: need.why,
+        remedy: Remedy::Packages(need.packages.to_vec()),
+    };
+    unmet.map(missing).collect()
 }
 
-/// The needs that packages meet and that are not met.
-pub(super) fn missing() -> Vec<Missing> {
-    let unmet = NEEDS.iter().filter(|need| !(need.met)());
-    unmet
-        .map(|need| Missing {
-            what: need.what.into(),
-            why: need.why,
-            remedy: Remedy::Packages(need.packages.to_vec()),
-        })
-        .collect()
+fn is_installed(program: &str) -> bool {
+    // Debian keeps PostgreSQL's server programs out of `PATH`, one folder per version.
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    find_program(program).is_some()
+        || versions.into_iter().any(|version| version.path().join("bin").join(program).exists())
 }
 
 /// Installs packages, or says which command does where we may not.

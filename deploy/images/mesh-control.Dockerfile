@@ -1,0 +1,17 @@
+# The control server.
+#
+#     docker build -f deploy/images/mesh-control.Dockerfile -t mesh-control:0.1.0 .
+#
+# The last stage has no shell, no package manager and no users, only the program and glibc (see mesh-agent.Dockerfile).
+FROM rust:1.95-bookworm AS build
+WORKDIR /mesh
+COPY . .
+RUN cargo build --release --locked --package mesh-control --bins
+RUN deploy/images/collect /image target/release/mesh-control
+
+FROM scratch
+COPY --from=build /image /
+USER 65532:65532
+ENV PATH=/usr/bin
+EXPOSE 15010 15014
+ENTRYPOINT ["/usr/bin/mesh-control"]
