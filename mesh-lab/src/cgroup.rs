@@ -41,9 +41,7 @@ pub(crate) fn create(path: &Path) -> io::Result<()> {
 
 /// The file through which a process puts itself into the cgroup: by writing `0`.
 pub(crate) fn entrance(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .open(path.join("cgroup.procs"))
+    OpenOptions::new().write(true).open(path.join("cgroup.procs"))
 }
 
 /// Kills everything in a lab's cgroup and removes it with all below.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cgroup;
 use crate::machine::{Kind, Machine};
@@ -51,7 +51,7 @@ pub enum LabError {
         name: String,
     },
     /// A namespace or a cgroup cannot be made.
-    #[error("cannot make {what}: {source} (labs need root)")]
+    #[error("cannot make or open {what} (labs need root)")]
     Create {
         /// What.
         what: String,
@@ -59,7 +59,7 @@ pub enum LabError {
         source: io::Error,
     },
     /// The machine cannot be wired.
-    #[error("{machine}: {source}")]
+    #[error("cannot wire {machine}")]
     Network {
         /// The machine.
         machine: String,
@@ -67,7 +67,7 @@ pub enum LabError {
         source: NetworkError,
     },
     /// A part cannot be removed.
-    #[error("cannot remove {what}: {source}")]
+    #[error("cannot remove {what}")]
     Remove {
         /// What.
         what: String,
@@ -75,7 +75,7 @@ pub enum LabError {
         source: io::Error,
     },
     /// The record of a lab cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("cannot use the record {path}")]
     State {
         /// The file.
         path: PathBuf,
@@ -86,10 +86,7 @@ pub enum LabError {
 
 impl LabError {
     pub(crate) fn state(path: &Path, source: io::Error) -> Self {
-        Self::State {
-            path: path.to_owned(),
-            source,
-        }
+        Self::State { path: path.to_owned(), source }
     }
 }
 
@@ -128,14 +125,9 @@ impl Lab {
             topology: topology.clone(),
         };
         record.reserve()?;
-        let registry = Arc::new(Registry::new(record));
+        let registry = Arc::new(Registry::new(&record));
         // From here on, dropping it removes what there is.
-        let mut lab = Self {
-            machines: BTreeMap::new(),
-            registry,
-            topology,
-            owned: true,
-        };
+        let mut lab = Self { machines: BTreeMap::new(), registry, topology, owned: true };
         lab.build()?;
         Ok(lab)
     }
@@ -149,7 +141,7 @@ impl Lab {
         let topology = record.topology.clone();
         let mut lab = Self {
             machines: BTreeMap::new(),
-            registry: Arc::new(Registry::new(record)),
+            registry: Arc::new(Registry::new(&record)),
             topology,
             owned: false,
         };
@@ -163,7 +155,7 @@ impl Lab {
     /// When something could not be removed.
     pub fn down(mut self) -> Result<(), LabError> {
         self.owned = false;
-        self.remove()
+        state::remove(self.name())
     }
 
     /// Leaves the lab when this handle and this process are gone; [`remove`] or `mesh-lab down` ends it.
@@ -171,7 +163,7 @@ impl Lab {
     /// # Errors
     /// When that cannot be recorded.
     pub fn keep(mut self) -> Result<(), LabError> {
-        self.registry.keep()?;
+        state::update(self.name(), |record| record.owner = None)?;
         self.owned = false;
         Ok(())
     }
@@ -231,76 +223,45 @@ impl Lab {
         self.machines.values()
     }
 
-    /// Under the registry's lock, so that a program that ends meanwhile does not write the record again.
-    fn remove(&self) -> Result<(), LabError> {
-        self.registry
-            .with(|record| state::remove(&record.topology.name))
-    }
-
     fn find(
         &self,
         what: &'static str,
         name: &str,
         wanted: impl Fn(&Kind) -> bool,
     ) -> Result<&Machine, LabError> {
-        self.machines
-            .get(name)
-            .filter(|machine| wanted(machine.kind()))
-            .ok_or_else(|| {
-                let known: Vec<&str> = self
-                    .machines()
-                    .filter(|machine| wanted(machine.kind()))
-                    .map(Machine::name)
-                    .collect();
-                LabError::NoMachine {
-                    lab: self.name().to_owned(),
-                    what,
-                    name: name.to_owned(),
-                    known: known.join(", "),
-                }
-            })
+        self.machines.get(name).filter(|machine| wanted(machine.kind())).ok_or_else(|| {
+            let known: Vec<&str> =
+                self.machines().filter(|machine| wanted(machine.kind())).map(Machine::name).collect();
+            LabError::NoMachine {
+                lab: self.name().to_owned(),
+                what,
+                name: name.to_owned(),
+                known: known.join(", "),
+            }
+        })
     }
 
     fn build(&mut self) -> Result<(), LabError> {
         let logs = self.log_directory();
         std::fs::create_dir_all(&logs).map_err(|error| LabError::state(&logs, error))?;
-        let switch =
-            Namespace::create(&namespace_name(&self.topology, SWITCH)).map_err(|source| {
-                LabError::Create {
-                    what: "the switch's namespace".to_owned(),
-                    source,
-                }
-            })?;
+        let switch = Namespace::create(&namespace_name(&self.topology, SWITCH))
+            .map_err(|source| LabError::Create { what: "the switch's namespace".to_owned(), source })?;
         self.add_machines(Namespace::create)?;
         for path in self.machines.values().filter_map(Machine::cgroup) {
-            cgroup::create(path).map_err(|source| LabError::Create {
-                what: path.display().to_string(),
-                source,
-            })?;
+            cgroup::create(path)
+                .map_err(|source| LabError::Create { what: path.display().to_string(), source })?;
         }
         self.wire(&switch)
     }
 
     /// Makes or opens the namespaces of the topology's machines.
-    fn add_machines(
-        &mut self,
-        namespace: impl Fn(&str) -> io::Result<Namespace>,
-    ) -> Result<(), LabError> {
-        let root = self.registry.cgroup();
+    fn add_machines(&mut self, namespace: impl Fn(&str) -> io::Result<Namespace>) -> Result<(), LabError> {
+        let root = self.registry.cgroup.clone();
         let mut add = |name: &str, kind: Kind, addresses: Addresses, cgroup: Option<PathBuf>| {
             let full_name = namespace_name(&self.topology, name);
-            let namespace = namespace(&full_name).map_err(|source| LabError::Create {
-                what: format!("the namespace {full_name}"),
-                source,
-            })?;
-            let machine = Machine::new(
-                name,
-                kind,
-                addresses,
-                namespace,
-                cgroup,
-                Arc::clone(&self.registry),
-            );
+            let namespace = namespace(&full_name)
+                .map_err(|source| LabError::Create { what: format!("the namespace {full_name}"), source })?;
+            let machine = Machine::new(name, kind, addresses, namespace, cgroup, Arc::clone(&self.registry));
             self.machines.insert(name.to_owned(), machine);
             Ok(())
         };
@@ -312,22 +273,12 @@ impl Lab {
                     namespace: pod.namespace.clone(),
                     device: pod.device.clone(),
                 };
-                add(
-                    &pod.name,
-                    kind,
-                    pod.addresses,
-                    cgroup.as_ref().map(|node| node.join(&pod.name)),
-                )?;
+                add(&pod.name, kind, pod.addresses, cgroup.as_ref().map(|node| node.join(&pod.name)))?;
             }
             add(&node.name, Kind::Node, node.uplink, cgroup)?;
         }
         for host in &self.topology.hosts {
-            add(
-                &host.name,
-                Kind::Host,
-                host.addresses,
-                root.as_ref().map(|root| root.join(&host.name)),
-            )?;
+            add(&host.name, Kind::Host, host.addresses, root.as_ref().map(|root| root.join(&host.name)))?;
         }
         Ok(())
     }
@@ -339,11 +290,8 @@ impl Lab {
         };
         let topology = &self.topology;
         let mut uplinks = Vec::new();
-        for name in topology
-            .nodes
-            .iter()
-            .map(|node| &node.name)
-            .chain(topology.hosts.iter().map(|host| &host.name))
+        for name in
+            topology.nodes.iter().map(|node| &node.name).chain(topology.hosts.iter().map(|host| &host.name))
         {
             uplinks.push((name.clone(), self.machine(name)?.namespace()));
         }
@@ -372,8 +320,12 @@ impl Drop for Lab {
         if !self.owned {
             return;
         }
-        if let Err(error) = self.remove() {
-            tracing::error!(lab = self.name(), %error, "the lab is not all gone; `mesh-lab down` tries again");
+        if let Err(error) = state::remove(self.name()) {
+            tracing::error!(
+                lab = self.name(),
+                error = &error as &dyn std::error::Error,
+                "the lab is not all gone; `mesh-lab down` tries again"
+            );
         }
     }
 }
@@ -389,35 +341,25 @@ fn namespace_name(topology: &Topology, machine: &str) -> String {
     format!("{}-{machine}", topology.name)
 }
 
-/// The lab's record as long as this process works on it: who runs in the lab, and where they write.
+/// What the machines of a lab share: its record on disk, and the names of its logs.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    record: Mutex<Record>,
+    lab: String,
+    cgroup: Option<PathBuf>,
     logs: AtomicU32,
 }
 
 impl Registry {
-    fn new(record: Record) -> Self {
-        Self {
-            record: Mutex::new(record),
-            logs: AtomicU32::new(0),
-        }
-    }
-
-    fn cgroup(&self) -> Option<PathBuf> {
-        self.with(|record| record.cgroup.clone())
-    }
-
-    fn keep(&self) -> Result<(), LabError> {
-        self.with(|record| {
-            record.owner = None;
-            record.store()
-        })
+    fn new(record: &Record) -> Self {
+        Self { lab: record.topology.name.clone(), cgroup: record.cgroup.clone(), logs: AtomicU32::new(0) }
     }
 
     /// Records a program, so that it is found after a crash.
     pub(crate) fn started(&self, process: ProcessId) {
-        self.update(|record| record.processes.push(process));
+        self.update(|record| {
+            record.processes.retain(|other| other.alive());
+            record.processes.push(process);
+        });
     }
 
     /// Forgets a program that has ended.
@@ -427,32 +369,20 @@ impl Registry {
 
     /// The file for what the next program of a machine says.
     pub(crate) fn next_log(&self, machine: &str, program: &str) -> PathBuf {
-        let program = Path::new(program)
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let lab = self.with(|record| record.topology.name.clone());
+        let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
-        state::log_directory(&lab).join(format!(
-            "{machine}-{program}-{}-{number}.log",
-            std::process::id()
-        ))
+        state::log_directory(&self.lab)
+            .join(format!("{machine}-{program}-{}-{number}.log", std::process::id()))
     }
 
     fn update(&self, change: impl FnOnce(&mut Record)) {
-        self.with(|record| {
-            change(record);
+        match state::update(&self.lab, change) {
             // Without a record the lab is gone, and its programs with it.
-            if state::load(&record.topology.name).is_ok()
-                && let Err(error) = record.store()
-            {
-                tracing::warn!(%error, "a program of the lab is not in its record");
-            }
-        });
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Record) -> T) -> T {
-        work(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+            Ok(()) | Err(LabError::Unknown { .. }) => {}
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the record of the lab does not tell which programs run"
+            ),
+        }
     }
 }

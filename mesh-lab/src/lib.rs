@@ -22,6 +22,8 @@
 //! # } // All of it is gone here.
 //! ```
 
+pub mod background;
+pub mod echo;
 pub mod lab;
 pub mod machine;
 pub mod mesh;
@@ -30,10 +32,12 @@ pub mod netns;
 pub mod process;
 pub mod state;
 pub mod topology;
+pub mod traffic;
 
 mod cgroup;
 mod network;
 
+pub use background::Background;
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
 pub use mesh::{Manifests, Mesh, MeshError, Programs};

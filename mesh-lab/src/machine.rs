@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::lab::Registry;
 use crate::netns::Namespace;
 use crate::process::{Process, ProcessError, Program};
+use crate::state::ProcessId;
 use crate::topology::Addresses;
 
 /// What a machine is.
@@ -51,14 +52,7 @@ impl Machine {
         cgroup: Option<PathBuf>,
         registry: Arc<Registry>,
     ) -> Self {
-        Self {
-            name: name.to_owned(),
-            kind,
-            addresses,
-            namespace,
-            cgroup,
-            registry,
-        }
+        Self { name: name.to_owned(), kind, addresses, namespace, cgroup, registry }
     }
 
     /// Its name in the topology.
@@ -123,6 +117,18 @@ impl Machine {
     /// When it cannot be started.
     pub fn spawn(&self, command: Command) -> Result<Process, ProcessError> {
         Program::new(self, &self.registry, command)?.spawn()
+    }
+
+    /// Moves the calling thread here, with its process's cgroup, for good. Before `exec`, in a process with no other thread.
+    ///
+    /// # Errors
+    /// When the namespace or the cgroup cannot be entered.
+    pub fn enter(&self) -> io::Result<()> {
+        if let Some(process) = ProcessId::own() {
+            self.registry.started(process);
+        }
+        self.namespace.enter()?;
+        self.cgroup().map_or(Ok(()), |cgroup| std::fs::write(cgroup.join("cgroup.procs"), "0"))
     }
 
     /// A descriptor of the namespace that outlives this handle.

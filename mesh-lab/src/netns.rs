@@ -37,20 +37,11 @@ impl Namespace {
     pub fn create(name: &str) -> io::Result<Self> {
         share_directory()?;
         let path = path(name);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
+        OpenOptions::new().write(true).create_new(true).open(&path)?;
         let bound = on_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             // Not /proc/self, which is the process's first thread and its namespace.
-            mount(
-                Some("/proc/thread-self/ns/net"),
-                &path,
-                NO_PATH,
-                MsFlags::MS_BIND,
-                NO_PATH,
-            )
+            mount(Some("/proc/thread-self/ns/net"), &path, NO_PATH, MsFlags::MS_BIND, NO_PATH)
         });
         if let Err(error) = bound {
             std::fs::remove_file(&path)?;
@@ -64,10 +55,7 @@ impl Namespace {
     /// # Errors
     /// When there is none.
     pub fn open(name: &str) -> io::Result<Self> {
-        Ok(Self {
-            name: name.to_owned(),
-            file: File::open(path(name))?,
-        })
+        Ok(Self { name: name.to_owned(), file: File::open(path(name))? })
     }
 
     /// Whether a namespace has this name.
@@ -125,14 +113,9 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Namespace::run`], or when no runtime can be made.
-    pub fn block_on<T: Send, F: Future<Output = T>>(
-        &self,
-        work: impl FnOnce() -> F + Send,
-    ) -> io::Result<T> {
+    pub fn block_on<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> io::Result<T> {
         self.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(runtime.block_on(async { work().await }))
         })?
     }
@@ -172,11 +155,7 @@ impl Namespace {
     /// When there can be no such socket.
     pub fn tokio_tcp_socket(&self, family_of: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
         let socket = self.run(|| {
-            Socket::new(
-                Domain::for_address(family_of),
-                Type::STREAM.nonblocking(),
-                Some(Protocol::TCP),
-            )
+            Socket::new(Domain::for_address(family_of), Type::STREAM.nonblocking(), Some(Protocol::TCP))
         })??;
         Ok(tokio::net::TcpSocket::from_std_stream(socket.into()))
     }
@@ -198,17 +177,23 @@ impl AsFd for Namespace {
 
 /// A non-blocking listener of the calling thread's namespace.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A non-blocking UDP socket of the calling thread's namespace.
+pub(crate) fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
     Ok(socket.into())
 }
 
@@ -229,24 +214,10 @@ fn share_directory() -> io::Result<()> {
     std::fs::create_dir_all(DIRECTORY)?;
     let lock = File::open(DIRECTORY)?;
     lock.lock()?;
-    let share = || {
-        mount(
-            NO_PATH,
-            DIRECTORY,
-            NO_PATH,
-            MsFlags::MS_SHARED | MsFlags::MS_REC,
-            NO_PATH,
-        )
-    };
+    let share = || mount(NO_PATH, DIRECTORY, NO_PATH, MsFlags::MS_SHARED | MsFlags::MS_REC, NO_PATH);
     match share() {
         Err(Errno::EINVAL) => {
-            mount(
-                Some(DIRECTORY),
-                DIRECTORY,
-                NO_PATH,
-                MsFlags::MS_BIND | MsFlags::MS_REC,
-                NO_PATH,
-            )?;
+            mount(Some(DIRECTORY), DIRECTORY, NO_PATH, MsFlags::MS_BIND | MsFlags::MS_REC, NO_PATH)?;
             Ok(share()?)
         }
         result => Ok(result?),

@@ -41,7 +41,7 @@ const ONE_ADDRESS: Prefix = Prefix { v4: 32, v6: 128 };
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// A sysctl cannot be written.
-    #[error("cannot set {key}={value}: {source}")]
+    #[error("cannot set {key}={value}")]
     Sysctl {
         /// The sysctl's path below /proc/sys.
         key: &'static str,
@@ -54,7 +54,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// No thread can work in the namespace.
-    #[error("cannot work in the namespace: {0}")]
+    #[error("cannot work in the namespace")]
     Namespace(#[from] io::Error),
 }
 
@@ -94,10 +94,7 @@ pub(crate) fn connect_node(
     namespace: &Namespace,
     pods: &[(&Pod, &Namespace)],
 ) -> Result<(), NetworkError> {
-    let mut sysctls = vec![
-        ("net/ipv4/ip_forward", "1"),
-        ("net/ipv6/conf/all/forwarding", "1"),
-    ];
+    let mut sysctls = vec![("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
     if let Some(wanted) = node.bridge_netfilter {
         let value = if wanted { "1" } else { "0" };
         sysctls.extend([
@@ -112,9 +109,7 @@ pub(crate) fn connect_node(
             netlink.add_bridge(POD_BRIDGE).await?;
             let gateways = node.pod_cidrs.gateways();
             for (gateway, range) in gateways.iter().zip(node.pod_cidrs.iter()) {
-                netlink
-                    .add_address(POD_BRIDGE, gateway, range.prefix_len())
-                    .await?;
+                netlink.add_address(POD_BRIDGE, gateway, range.prefix_len()).await?;
             }
         }
         for (pod, pod_namespace) in pods {
@@ -129,11 +124,7 @@ pub(crate) fn connect_node(
 }
 
 /// Configures a pod, after its node.
-pub(crate) fn connect_pod(
-    node: &Node,
-    pod: &Pod,
-    namespace: &Namespace,
-) -> Result<(), NetworkError> {
+pub(crate) fn connect_pod(node: &Node, pod: &Pod, namespace: &Namespace) -> Result<(), NetworkError> {
     configure(namespace, &[], async |netlink| {
         netlink.up(UPLINK).await?;
         for address in pod.addresses.iter() {
@@ -172,9 +163,7 @@ pub(crate) fn connect_host(
 async fn connect_uplink(netlink: &Netlink, addresses: &Addresses) -> Result<(), NetlinkError> {
     netlink.up(UPLINK).await?;
     for address in addresses.iter() {
-        netlink
-            .add_address(UPLINK, address, UPLINK_PREFIX.of(address))
-            .await?;
+        netlink.add_address(UPLINK, address, UPLINK_PREFIX.of(address)).await?;
     }
     Ok(())
 }
@@ -185,20 +174,9 @@ async fn route_to_pods(
     topology: &Topology,
     own: Option<&Node>,
 ) -> Result<(), NetlinkError> {
-    for node in topology
-        .nodes
-        .iter()
-        .filter(|node| own.is_none_or(|own| own.name != node.name))
-    {
+    for node in topology.nodes.iter().filter(|node| own.is_none_or(|own| own.name != node.name)) {
         for (to, via) in node.pod_cidrs.iter().zip(node.uplink.iter()) {
-            netlink
-                .add_route(&Route {
-                    to,
-                    via: Some(via),
-                    device: UPLINK,
-                    source: None,
-                })
-                .await?;
+            netlink.add_route(&Route { to, via: Some(via), device: UPLINK, source: None }).await?;
         }
     }
     Ok(())
@@ -226,34 +204,20 @@ async fn route_to_pod(netlink: &Netlink, node: &Node, pod: &Pod) -> Result<(), N
 }
 
 fn routed_gateway(address: IpAddr) -> Option<IpAddr> {
-    Some(if address.is_ipv4() {
-        ROUTED_GATEWAY_V4.into()
-    } else {
-        ROUTED_GATEWAY_V6.into()
-    })
+    Some(if address.is_ipv4() { ROUTED_GATEWAY_V4.into() } else { ROUTED_GATEWAY_V6.into() })
 }
 
 fn bridge_gateway(range: &Cidrs, address: IpAddr) -> (u8, Option<IpAddr>) {
     let gateways = range.gateways();
     if address.is_ipv4() {
-        (
-            range.v4.map_or(ONE_ADDRESS.v4, |range| range.prefix_len()),
-            gateways.v4.map(IpAddr::V4),
-        )
+        (range.v4.map_or(ONE_ADDRESS.v4, |range| range.prefix_len()), gateways.v4.map(IpAddr::V4))
     } else {
-        (
-            range.v6.map_or(ONE_ADDRESS.v6, |range| range.prefix_len()),
-            gateways.v6.map(IpAddr::V6),
-        )
+        (range.v6.map_or(ONE_ADDRESS.v6, |range| range.prefix_len()), gateways.v6.map(IpAddr::V6))
     }
 }
 
 fn default_route(address: IpAddr) -> IpNet {
-    if address.is_ipv4() {
-        Ipv4Net::default().into()
-    } else {
-        Ipv6Net::default().into()
-    }
+    if address.is_ipv4() { Ipv4Net::default().into() } else { Ipv6Net::default().into() }
 }
 
 /// Does one machine's wiring on a thread in its namespace, after what every machine needs: sysctls first, since the kernel copies
@@ -267,15 +231,15 @@ where
     F: AsyncFnOnce(Netlink) -> Result<(), NetlinkError> + Send,
 {
     // Duplicate address detection would keep addresses unusable for a second or more.
-    let common = [
-        ("net/ipv6/conf/all/accept_dad", "0"),
-        ("net/ipv6/conf/default/accept_dad", "0"),
-    ];
+    let common = [("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")];
     namespace.block_on(async || {
         for &(key, value) in common.iter().chain(sysctls) {
             // /proc/sys/net shows the namespace of the thread that opens it.
-            fs::write(Path::new("/proc/sys").join(key), value)
-                .map_err(|source| NetworkError::Sysctl { key, value, source })?;
+            fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| NetworkError::Sysctl {
+                key,
+                value,
+                source,
+            })?;
         }
         let netlink = Netlink::open()?;
         netlink.up("lo").await?;

@@ -33,7 +33,7 @@ const POLL: Duration = Duration::from_millis(2);
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// It cannot be started.
-    #[error("{machine}: cannot start {program}: {source}")]
+    #[error("{machine}: cannot start {program}")]
     Start {
         /// The machine.
         machine: String,
@@ -69,7 +69,7 @@ pub enum ProcessError {
         said: String,
     },
     /// The system refuses to look at it, or to show its log.
-    #[error("{program}: {source}")]
+    #[error("cannot watch {program}")]
     Watch {
         /// The program.
         program: String,
@@ -114,11 +114,7 @@ impl Program {
             source,
         };
         let namespace = machine.namespace_file().map_err(started)?;
-        let entrance = machine
-            .cgroup()
-            .map(cgroup::entrance)
-            .transpose()
-            .map_err(started)?;
+        let entrance = machine.cgroup().map(cgroup::entrance).transpose().map_err(started)?;
         command.process_group(0).stdin(Stdio::null());
         let enter = move || enter(&namespace, entrance.as_ref());
         // SAFETY: runs in the child between fork and exec, where only async-signal-safe calls are allowed: `enter` makes plain
@@ -214,34 +210,20 @@ impl Program {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let timeout = self.timeout;
         let mut process = self.start()?;
-        let stdout = process
-            .child
-            .stdout
-            .take()
-            .map(|pipe| thread::spawn(move || read_all(pipe)));
-        let stderr = process
-            .child
-            .stderr
-            .take()
-            .map(|pipe| thread::spawn(move || read_all(pipe)));
+        let stdout = process.child.stdout.take().map(|pipe| thread::spawn(move || read_all(pipe)));
+        let stderr = process.child.stderr.take().map(|pipe| thread::spawn(move || read_all(pipe)));
         let ended = process.wait(timeout);
         if ended.is_err() {
             // Closes the pipes, so that the readers end.
             process.kill();
         }
         let text = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
-            let bytes = reader
-                .and_then(|reader| reader.join().ok())
-                .unwrap_or_default();
+            let bytes = reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let (stdout, stderr) = (text(stdout), text(stderr));
         match ended {
-            Ok(status) => Ok(Output {
-                status,
-                stdout,
-                stderr,
-            }),
+            Ok(status) => Ok(Output { status, stdout, stderr }),
             Err(_) => Err(process.late("it did not end", timeout, format!("{stdout}{stderr}"))),
         }
     }
@@ -264,23 +246,12 @@ impl Program {
         if let Some(id) = id {
             self.registry.started(id);
         }
-        Ok(Process {
-            child,
-            id,
-            program,
-            log: self.log,
-            registry: self.registry,
-            detached: self.detached,
-        })
+        Ok(Process { child, id, program, log: self.log, registry: self.registry, detached: self.detached })
     }
 
     fn refused(&self, source: io::Error) -> ProcessError {
         let program = self.command.get_program().to_string_lossy().into_owned();
-        ProcessError::Start {
-            machine: self.machine.clone(),
-            program,
-            source,
-        }
+        ProcessError::Start { machine: self.machine.clone(), program, source }
     }
 }
 
@@ -328,9 +299,7 @@ impl Process {
     /// What it has written so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Waits until it has written a text.
@@ -383,10 +352,7 @@ impl Process {
     /// # Errors
     /// When the system cannot say.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
-        self.child.try_wait().map_err(|source| ProcessError::Watch {
-            program: self.program.clone(),
-            source,
-        })
+        self.child.try_wait().map_err(|source| ProcessError::Watch { program: self.program.clone(), source })
     }
 
     /// Sends a signal to its process group.
@@ -394,10 +360,8 @@ impl Process {
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
-        killpg(self.group(), signal).map_err(|error| ProcessError::Watch {
-            program: self.program.clone(),
-            source: error.into(),
-        })
+        killpg(self.group(), signal)
+            .map_err(|error| ProcessError::Watch { program: self.program.clone(), source: error.into() })
     }
 
     /// Asks it to end (SIGTERM) and waits; kills it when the time is over.

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct Record {
     pub namespaces: Vec<String>,
     /// Its cgroup, where the kernel has cgroup2.
     pub cgroup: Option<PathBuf>,
-    /// Programs started in it, each the leader of a process group.
+    /// Programs started in it.
     pub processes: Vec<ProcessId>,
 }
 
@@ -49,10 +49,7 @@ impl ProcessId {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is the program's name in parentheses and may itself hold blanks and parentheses; the start time is the 22nd.
         let (_, fields) = stat.rsplit_once(')')?;
-        Some(Self {
-            pid,
-            started: fields.split_whitespace().nth(19)?.parse().ok()?,
-        })
+        Some(Self { pid, started: fields.split_whitespace().nth(19)?.parse().ok()? })
     }
 
     /// Identifies this process.
@@ -90,42 +87,37 @@ impl Record {
             Err(error) => return Err(error),
         }
         if let Some(taken) = self.namespaces.iter().find(|name| Namespace::exists(name)) {
-            return Err(LabError::NamespaceTaken {
-                name: taken.clone(),
-            });
+            return Err(LabError::NamespaceTaken { name: taken.clone() });
         }
         self.store()
     }
 
     /// Replaces the record on disk in one step.
-    pub(crate) fn store(&self) -> Result<(), LabError> {
+    fn store(&self) -> Result<(), LabError> {
         let path = path(&self.topology.name);
         let draft = path.with_extension("new");
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| LabError::state(&path, error.into()))?;
+        let text = serde_json::to_vec_pretty(self).map_err(|error| LabError::state(&path, error.into()))?;
         fs::write(&draft, text)
             .and_then(|()| fs::rename(&draft, &path))
             .map_err(|error| LabError::state(&path, error))
     }
 
     /// Ends every program and removes everything that the record names, and then the record.
-    pub(crate) fn remove_all(&self) -> Result<(), LabError> {
+    fn remove_all(&self) -> Result<(), LabError> {
         let name = &self.topology.name;
         for process in self.processes.iter().filter(|process| process.alive()) {
-            // An error means that it has just ended.
-            let _ = killpg(Pid::from_raw(process.pid), Signal::SIGKILL);
+            // Errors mean that it leads no group, or has just ended.
+            let pid = Pid::from_raw(process.pid);
+            let _ = killpg(pid, Signal::SIGKILL);
+            let _ = kill(pid, Signal::SIGKILL);
         }
         if let Some(root) = &self.cgroup {
-            cgroup::remove(root).map_err(|source| LabError::Remove {
-                what: root.display().to_string(),
-                source,
-            })?;
+            cgroup::remove(root)
+                .map_err(|source| LabError::Remove { what: root.display().to_string(), source })?;
         }
         for namespace in &self.namespaces {
-            Namespace::remove(namespace).map_err(|source| LabError::Remove {
-                what: format!("namespace {namespace}"),
-                source,
-            })?;
+            Namespace::remove(namespace)
+                .map_err(|source| LabError::Remove { what: format!("namespace {namespace}"), source })?;
         }
         let logs = log_directory(name);
         unmount_below(&logs).map_err(|source| LabError::Remove {
@@ -158,9 +150,7 @@ pub fn load(name: &str) -> Result<Record, LabError> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(LabError::Unknown {
-                name: name.to_owned(),
-            });
+            return Err(LabError::Unknown { name: name.to_owned() });
         }
         Err(error) => return Err(LabError::state(&path, error)),
     };
@@ -180,9 +170,7 @@ pub fn list() -> Result<Vec<Record>, LabError> {
     };
     let mut records = Vec::new();
     for entry in entries {
-        let path = entry
-            .map_err(|error| LabError::state(directory, error))?
-            .path();
+        let path = entry.map_err(|error| LabError::state(directory, error))?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
@@ -194,6 +182,14 @@ pub fn list() -> Result<Vec<Record>, LabError> {
     }
     records.sort_by(|one, other| one.topology.name.cmp(&other.topology.name));
     Ok(records)
+}
+
+/// Changes the record of a lab.
+pub(crate) fn update(name: &str, change: impl FnOnce(&mut Record)) -> Result<(), LabError> {
+    let _lock = lock()?;
+    let mut record = load(name)?;
+    change(&mut record);
+    record.store()
 }
 
 /// Removes a lab, whoever owns it.

@@ -120,10 +120,7 @@ pub struct Addresses {
 impl Addresses {
     /// All of them, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        self.v4
-            .map(IpAddr::V4)
-            .into_iter()
-            .chain(self.v6.map(IpAddr::V6))
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 }
 
@@ -148,10 +145,7 @@ pub struct Cidrs {
 impl Cidrs {
     /// All of them, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpNet> + use<> {
-        self.v4
-            .map(IpNet::V4)
-            .into_iter()
-            .chain(self.v6.map(IpNet::V6))
+        self.v4.map(IpNet::V4).into_iter().chain(self.v6.map(IpNet::V6))
     }
 
     /// The gateway of the pods of a bridge node: the first address of each range.
@@ -170,10 +164,8 @@ impl Topology {
     /// # Errors
     /// When the file cannot be read, is not YAML, or describes something impossible; every such problem is in the error.
     pub fn read(path: &Path) -> Result<Self, TopologyError> {
-        let text = std::fs::read_to_string(path).map_err(|source| TopologyError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| TopologyError::Read { path: path.to_owned(), source })?;
         Self::parse(&path.display().to_string(), &text)
     }
 
@@ -182,12 +174,8 @@ impl Topology {
     /// # Errors
     /// As [`Topology::read`].
     pub fn parse(origin: &str, text: &str) -> Result<Self, TopologyError> {
-        document::parse(text).map_err(|problems| {
-            TopologyError::Invalid(Problems {
-                origin: origin.to_owned(),
-                problems,
-            })
-        })
+        document::parse(text)
+            .map_err(|problems| TopologyError::Invalid(Problems { origin: origin.to_owned(), problems }))
     }
 
     /// The same topology under another name.
@@ -205,20 +193,13 @@ impl Topology {
     #[must_use]
     pub fn unique(mut self) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        self.name = format!(
-            "{}-{}-{}",
-            self.name,
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        self.name = format!("{}-{}-{}", self.name, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         self
     }
 
     /// All pods with their nodes.
     pub fn pods(&self) -> impl Iterator<Item = (&Node, &Pod)> {
-        self.nodes
-            .iter()
-            .flat_map(|node| node.pods.iter().map(move |pod| (node, pod)))
+        self.nodes.iter().flat_map(|node| node.pods.iter().map(move |pod| (node, pod)))
     }
 }
 
@@ -226,7 +207,7 @@ impl Topology {
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
     /// The file cannot be read.
-    #[error("cannot read the topology {path}: {source}")]
+    #[error("cannot read the topology {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -266,11 +247,7 @@ impl fmt::Display for Problems {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, problem) in self.problems.iter().enumerate() {
             let separator = if position == 0 { "" } else { "\n" };
-            write!(
-                out,
-                "{separator}{}:{}: {}",
-                self.origin, problem.line, problem.reason
-            )?;
+            write!(out, "{separator}{}:{}: {}", self.origin, problem.line, problem.reason)?;
         }
         Ok(())
     }

@@ -37,10 +37,7 @@ hosts:
 
 /// Connects, exchanges bytes, and tells which source address the server saw.
 fn exchange(client: &Machine, server: &Machine, address: std::net::IpAddr) -> SocketAddr {
-    let listener = server
-        .namespace()
-        .tcp_listener(SocketAddr::new(address, 0))
-        .unwrap();
+    let listener = server.namespace().tcp_listener(SocketAddr::new(address, 0)).unwrap();
     listener.set_nonblocking(false).unwrap();
     let target = listener.local_addr().unwrap();
     let client = client

@@ -9,15 +9,13 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use nix::net::if_::if_nametoindex;
-use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::netns::Namespace;
 
 /// What the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what}: {source}")]
+#[error("cannot {what}")]
 pub struct NetlinkError {
     what: String,
     source: Box<dyn std::error::Error + Send + Sync>,
@@ -25,10 +23,7 @@ pub struct NetlinkError {
 
 impl NetlinkError {
     fn new(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self {
-            what: what.to_owned(),
-            source: source.into(),
-        }
+        Self { what: what.to_owned(), source: source.into() }
     }
 }
 
@@ -65,12 +60,7 @@ impl Netlink {
 
     /// Makes a bridge, up.
     pub(super) async fn add_bridge(&self, name: &str) -> Result<(), NetlinkError> {
-        let done = self
-            .handle
-            .link()
-            .add(LinkBridge::new(name).build())
-            .execute()
-            .await;
+        let done = self.handle.link().add(LinkBridge::new(name).build()).execute().await;
         done.map_err(|error| NetlinkError::new(&format!("make the bridge {name}"), error))
     }
 
@@ -85,18 +75,12 @@ impl Netlink {
             .name(peer)
             .setns_by_fd(peer_namespace.as_fd().as_raw_fd())
             .build();
-        let message = LinkVeth::new(name, peer)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer_end)))
-            .up()
-            .build();
+        let message =
+            LinkVeth::new(name, peer).set_info_data(InfoData::Veth(InfoVeth::Peer(peer_end))).up().build();
         let done = self.handle.link().add(message).execute().await;
         done.map_err(|error| {
             NetlinkError::new(
-                &format!(
-                    "make the veth {name} to {} of {}",
-                    peer,
-                    peer_namespace.name()
-                ),
+                &format!("make the veth {name} to {} of {}", peer, peer_namespace.name()),
                 error,
             )
         })
@@ -104,13 +88,9 @@ impl Netlink {
 
     /// Makes a device a port of a bridge.
     pub(super) async fn add_port(&self, device: &str, bridge: &str) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index(device)?)
-            .controller(index(bridge)?)
-            .build();
+        let message = LinkUnspec::new_with_index(index(device)?).controller(index(bridge)?).build();
         let done = self.handle.link().set(message).execute().await;
-        done.map_err(|error| {
-            NetlinkError::new(&format!("add the port {device} to {bridge}"), error)
-        })
+        done.map_err(|error| NetlinkError::new(&format!("add the port {device} to {bridge}"), error))
     }
 
     /// Gives a device an address.
@@ -125,10 +105,7 @@ impl Netlink {
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         let done = request.execute().await;
         done.map_err(|error| {
-            NetlinkError::new(
-                &format!("give {device} the address {address}/{prefix}"),
-                error,
-            )
+            NetlinkError::new(&format!("give {device} the address {address}/{prefix}"), error)
         })
     }
 
@@ -141,34 +118,24 @@ impl Netlink {
     }
 }
 
-fn route_message(
-    route: &Route<'_>,
-) -> Result<RouteMessage, Box<dyn std::error::Error + Send + Sync>> {
+fn route_message(route: &Route<'_>) -> Result<RouteMessage, Box<dyn std::error::Error + Send + Sync>> {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(route.to.addr(), route.to.prefix_len())
         .map_err(|error| error.to_string())?
         .output_interface(index(route.device)?);
     match route.via {
         // On-link: the gateway need not be inside of any prefix of the device.
-        Some(via) => {
-            builder = builder
-                .gateway(via)
-                .map_err(|error| error.to_string())?
-                .onlink()
-        }
+        Some(via) => builder = builder.gateway(via).map_err(|error| error.to_string())?.onlink(),
         None if route.to.addr().is_ipv4() => builder = builder.scope(RouteScope::Link),
         None => {}
     }
     if let Some(source) = route.source {
-        builder = builder
-            .pref_source(source)
-            .map_err(|error| error.to_string())?;
+        builder = builder.pref_source(source).map_err(|error| error.to_string())?;
     }
     Ok(builder.build())
 }
 
 /// The index of a device of the calling thread's namespace.
 fn index(device: &str) -> Result<u32, NetlinkError> {
-    if_nametoindex(device)
-        .map_err(|error| NetlinkError::new(&format!("find the device {device}"), error))
+    if_nametoindex(device).map_err(|error| NetlinkError::new(&format!("find the device {device}"), error))
 }

@@ -17,26 +17,18 @@ struct Request {
 static SPAWNER: LazyLock<io::Result<Mutex<Sender<Request>>>> = LazyLock::new(|| {
     let (sender, requests) = mpsc::channel::<Request>();
     let serve = move || {
-        for Request {
-            mut command,
-            answer,
-        } in requests
-        {
+        for Request { mut command, answer } in requests {
             // Nobody waits any more: dropping the child would leave it running, but its machine's end kills it.
             let _ = answer.send(command.spawn());
         }
     };
-    thread::Builder::new()
-        .name("mesh-lab-spawner".to_owned())
-        .spawn(serve)?;
+    thread::Builder::new().name("mesh-lab-spawner".to_owned()).spawn(serve)?;
     Ok(Mutex::new(sender))
 });
 
 /// Starts a program as a child of the spawner thread.
 pub(super) fn spawn(command: Command) -> io::Result<Child> {
-    let sender = SPAWNER
-        .as_ref()
-        .map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    let sender = SPAWNER.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
     let (answer, result) = mpsc::sync_channel(1);
     let gone = |_| io::Error::other("the thread that starts programs has ended");
     sender

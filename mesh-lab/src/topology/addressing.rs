@@ -59,17 +59,11 @@ impl Pool {
     /// The first free IPv4 address of a range, `first` addresses into it.
     pub(super) fn next_v4(&mut self, range: Ipv4Net, first: usize) -> Option<Ipv4Addr> {
         // hosts() leaves out the network and the broadcast address, so its first is number 1.
-        range
-            .hosts()
-            .skip(first - 1)
-            .find(|address| self.taken.insert(IpAddr::V4(*address)))
+        range.hosts().skip(first - 1).find(|address| self.taken.insert(IpAddr::V4(*address)))
     }
 
     /// The first free IPv6 address of a range, `first` addresses into it.
     pub(super) fn next_v6(&mut self, range: Ipv6Net, first: usize) -> Option<Ipv6Addr> {
-        range
-            .hosts()
-            .skip(first)
-            .find(|address| self.taken.insert(IpAddr::V6(*address)))
+        range.hosts().skip(first).find(|address| self.taken.insert(IpAddr::V6(*address)))
     }
 }

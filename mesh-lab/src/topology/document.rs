@@ -66,10 +66,7 @@ struct HostEntry {
 pub(super) fn parse(text: &str) -> Result<Topology, Vec<Problem>> {
     let document: Document = serde_saphyr::from_str(text).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
-        vec![Problem {
-            line,
-            reason: error.without_snippet().to_string(),
-        }]
+        vec![Problem { line, reason: error.without_snippet().to_string() }]
     })?;
     let mut check = Check::default();
     let topology = check.topology(&document);
@@ -89,9 +86,7 @@ pub(super) fn check_name(name: &str, max: usize) -> Result<(), String> {
         || name.starts_with('-')
         || name.ends_with('-')
     {
-        return Err(format!(
-            "name {name:?}: use 1 to {max} lower-case letters, digits and inner hyphens"
-        ));
+        return Err(format!("name {name:?}: use 1 to {max} lower-case letters, digits and inner hyphens"));
     }
     Ok(())
 }
@@ -111,19 +106,10 @@ impl Check {
         if let Err(reason) = check_name(&document.name.value, LAB_NAME_MAX) {
             self.problem(&document.name, reason);
         }
-        let families = document
-            .families
-            .as_ref()
-            .map_or(Families::Dual, |text| self.families(text));
-        let cni = document
-            .cni
-            .as_ref()
-            .map_or(Cni::Routed, |text| self.cni(text));
+        let families = document.families.as_ref().map_or(Families::Dual, |text| self.families(text));
+        let cni = document.cni.as_ref().map_or(Cni::Routed, |text| self.cni(text));
         if document.nodes.is_empty() {
-            self.problem(
-                &document.name,
-                "the lab has no nodes: name at least one under `nodes`".to_owned(),
-            );
+            self.problem(&document.name, "the lab has no nodes: name at least one under `nodes`".to_owned());
         }
         self.limit(&document.name, "nodes", document.nodes.len(), NODES_MAX);
         self.limit(&document.name, "hosts", document.hosts.len(), HOSTS_MAX);
@@ -159,12 +145,7 @@ impl Check {
         for (host, number) in hosts.iter_mut().zip(usize::from(NODES_MAX) + 1..) {
             self.fill(&mut host.addresses, &uplinks, number, document);
         }
-        Topology {
-            name: document.name.value.clone(),
-            families,
-            nodes,
-            hosts,
-        }
+        Topology { name: document.name.value.clone(), families, nodes, hosts }
     }
 
     fn node(
@@ -187,26 +168,16 @@ impl Check {
                 }
                 Ok(_) => self.problem(
                     text,
-                    format!(
-                        "pod range {}: the lab does not use this family, or it has two",
-                        text.value
-                    ),
+                    format!("pod range {}: the lab does not use this family, or it has two", text.value),
                 ),
                 Err(_) => self.problem(
                     text,
-                    format!(
-                        "pod range {:?} is not an address range such as 10.77.1.0/24",
-                        text.value
-                    ),
+                    format!("pod range {:?} is not an address range such as 10.77.1.0/24", text.value),
                 ),
             }
         }
-        pod_cidrs.v4 = families
-            .v4()
-            .then(|| pod_cidrs.v4.unwrap_or_else(|| addressing::pods_v4(number)));
-        pod_cidrs.v6 = families
-            .v6()
-            .then(|| pod_cidrs.v6.unwrap_or_else(|| addressing::pods_v6(number)));
+        pod_cidrs.v4 = families.v4().then(|| pod_cidrs.v4.unwrap_or_else(|| addressing::pods_v4(number)));
+        pod_cidrs.v6 = families.v6().then(|| pod_cidrs.v6.unwrap_or_else(|| addressing::pods_v6(number)));
         for gateway in pod_cidrs.gateways().iter() {
             self.pool.claim(gateway);
         }
@@ -247,15 +218,9 @@ impl Check {
             self.problem(name, reason);
         }
         if name.value == SWITCH {
-            self.problem(
-                name,
-                format!("the name {SWITCH:?} is taken by the lab's own switch: use another"),
-            );
+            self.problem(name, format!("the name {SWITCH:?} is taken by the lab's own switch: use another"));
         }
-        if let Some(line) = self
-            .names
-            .insert(name.value.clone(), name.referenced.line())
-        {
+        if let Some(line) = self.names.insert(name.value.clone(), name.referenced.line()) {
             self.problem(name, format!("the name {:?} is used twice, first on line {line}: nodes, pods and hosts share one set of names", name.value));
         }
         name.value.clone()
@@ -270,45 +235,27 @@ impl Check {
             };
             if !range.iter().any(|range| range.contains(&address)) {
                 let ranges: Vec<String> = range.iter().map(|range| range.to_string()).collect();
-                self.problem(
-                    text,
-                    format!("address {address} is outside of {}", ranges.join(" and ")),
-                );
+                self.problem(text, format!("address {address} is outside of {}", ranges.join(" and ")));
             } else if !self.pool.claim(address) {
-                self.problem(
-                    text,
-                    format!("address {address} is used twice or is a gateway"),
-                );
+                self.problem(text, format!("address {address} is used twice or is a gateway"));
             }
             let repeated = match address {
                 IpAddr::V4(v4) => addresses.v4.replace(v4).is_some(),
                 IpAddr::V6(v6) => addresses.v6.replace(v6).is_some(),
             };
             if repeated {
-                self.problem(
-                    text,
-                    format!("address {address}: give one address for each family"),
-                );
+                self.problem(text, format!("address {address}: give one address for each family"));
             }
         }
         addresses
     }
 
     /// Hands out the addresses that the file does not name.
-    fn fill(
-        &mut self,
-        addresses: &mut Addresses,
-        range: &Cidrs,
-        first: usize,
-        document: &Document,
-    ) {
+    fn fill(&mut self, addresses: &mut Addresses, range: &Cidrs, first: usize, document: &Document) {
         if let (None, Some(range)) = (addresses.v4, range.v4) {
             addresses.v4 = self.pool.next_v4(range, first);
             if addresses.v4.is_none() {
-                self.problem(
-                    &document.name,
-                    format!("no free address is left in {range}"),
-                );
+                self.problem(&document.name, format!("no free address is left in {range}"));
             }
         }
         if let (None, Some(range)) = (addresses.v6, range.v6) {
@@ -324,14 +271,10 @@ impl Check {
         ];
         for (node, entry) in nodes.iter().zip(&document.nodes) {
             for range in node.pod_cidrs.iter() {
-                if let Some((other, owner)) = ranges
-                    .iter()
-                    .find(|(other, _)| other.contains(&range) || range.contains(other))
+                if let Some((other, owner)) =
+                    ranges.iter().find(|(other, _)| other.contains(&range) || range.contains(other))
                 {
-                    let reason = format!(
-                        "pod range {range} of {} overlaps {other} of {owner}",
-                        node.name
-                    );
+                    let reason = format!("pod range {range} of {} overlaps {other} of {owner}", node.name);
                     self.problem(entry.pod_cidrs.first().unwrap_or(&entry.name), reason);
                 }
                 ranges.push((range, &node.name));
@@ -345,10 +288,7 @@ impl Check {
             "v6" => Families::V6,
             "dual" => Families::Dual,
             other => {
-                self.problem(
-                    text,
-                    format!("families {other:?} is not known: use v4, v6 or dual"),
-                );
+                self.problem(text, format!("families {other:?} is not known: use v4, v6 or dual"));
                 Families::Dual
             }
         }
@@ -359,10 +299,7 @@ impl Check {
             "routed" => Cni::Routed,
             "bridge" => Cni::Bridge,
             other => {
-                self.problem(
-                    text,
-                    format!("cni {other:?} is not known: use routed or bridge"),
-                );
+                self.problem(text, format!("cni {other:?} is not known: use routed or bridge"));
                 Cni::Routed
             }
         }
@@ -370,18 +307,12 @@ impl Check {
 
     fn limit(&mut self, place: &Spanned<String>, what: &str, count: usize, max: u8) {
         if count > usize::from(max) {
-            self.problem(
-                place,
-                format!("{count} {what} are too many: at most {max} have addresses"),
-            );
+            self.problem(place, format!("{count} {what} are too many: at most {max} have addresses"));
         }
     }
 
     fn problem(&mut self, place: &Spanned<String>, reason: String) {
-        self.problems.push(Problem {
-            line: place.referenced.line(),
-            reason,
-        });
+        self.problems.push(Problem { line: place.referenced.line(), reason });
     }
 }
 
@@ -391,8 +322,5 @@ fn device_name(pod: &str, position: usize) -> String {
     if name.len() <= DEVICE_NAME_MAX {
         return name;
     }
-    format!("p{position}-{pod}")
-        .chars()
-        .take(DEVICE_NAME_MAX)
-        .collect()
+    format!("p{position}-{pod}").chars().take(DEVICE_NAME_MAX).collect()
 }

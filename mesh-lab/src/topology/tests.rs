@@ -22,56 +22,28 @@ hosts:
 #[test]
 fn fills_in_every_address() {
     let topology = Topology::parse("shop.yaml", DUAL).unwrap();
-    let [node1, node2] = topology.nodes.as_slice() else {
-        panic!("two nodes")
-    };
+    let [node1, node2] = topology.nodes.as_slice() else { panic!("two nodes") };
     assert_eq!(node1.uplink.to_string(), "10.77.0.1 fd4d:4553:4800::1");
     assert_eq!(node2.uplink.to_string(), "10.77.0.2 fd4d:4553:4800::2");
-    assert_eq!(
-        topology.hosts[0].addresses.to_string(),
-        "10.77.0.200 fd4d:4553:4800::c8"
-    );
+    assert_eq!(topology.hosts[0].addresses.to_string(), "10.77.0.200 fd4d:4553:4800::c8");
     // The second pod's address is named in the file, so the first pod gets the next one.
-    assert_eq!(
-        node1.pods[0].addresses.to_string(),
-        "10.77.1.3 fd4d:4553:4800:1::2"
-    );
-    assert_eq!(
-        node1.pods[1].addresses.to_string(),
-        "10.77.1.2 fd4d:4553:4800:1::3"
-    );
-    assert_eq!(
-        node2.pod_cidrs.gateways().to_string(),
-        "10.77.2.1 fd4d:4553:4800:2::1"
-    );
+    assert_eq!(node1.pods[0].addresses.to_string(), "10.77.1.3 fd4d:4553:4800:1::2");
+    assert_eq!(node1.pods[1].addresses.to_string(), "10.77.1.2 fd4d:4553:4800:1::3");
+    assert_eq!(node2.pod_cidrs.gateways().to_string(), "10.77.2.1 fd4d:4553:4800:2::1");
     assert_eq!((node1.cni, node2.cni), (Cni::Routed, Cni::Bridge));
-    assert_eq!(
-        (node1.bridge_netfilter, node2.bridge_netfilter),
-        (None, Some(true))
-    );
+    assert_eq!((node1.bridge_netfilter, node2.bridge_netfilter), (None, Some(true)));
     assert_eq!(node1.pods[1].device, "p-server");
     assert_eq!(node2.pods[0].device, "p0-a-pod-with-a");
-    assert_eq!(
-        (
-            node1.pods[0].namespace.as_str(),
-            node1.pods[1].namespace.as_str()
-        ),
-        ("default", "shop")
-    );
+    assert_eq!((node1.pods[0].namespace.as_str(), node1.pods[1].namespace.as_str()), ("default", "shop"));
 }
 
 #[test]
 fn a_family_that_is_not_used_has_no_addresses() {
-    let topology = Topology::parse(
-        "v6.yaml",
-        "{name: six, families: v6, nodes: [{name: n, pods: [{name: p}]}]}",
-    )
-    .unwrap();
+    let topology =
+        Topology::parse("v6.yaml", "{name: six, families: v6, nodes: [{name: n, pods: [{name: p}]}]}")
+            .unwrap();
     let node = &topology.nodes[0];
-    assert_eq!(
-        (node.uplink.v4, node.pod_cidrs.v4, node.pods[0].addresses.v4),
-        (None, None, None)
-    );
+    assert_eq!((node.uplink.v4, node.pod_cidrs.v4, node.pods[0].addresses.v4), (None, None, None));
     assert!(node.uplink.v6.is_some() && node.pods[0].addresses.v6.is_some());
 }
 
@@ -104,10 +76,7 @@ nodes:
     ];
     assert_eq!(lines.len(), expected.len(), "{error}");
     for (line, (place, reason)) in lines.iter().zip(expected) {
-        assert!(
-            line.starts_with(place) && line.contains(reason),
-            "{line} should say {place} {reason}"
-        );
+        assert!(line.starts_with(place) && line.contains(reason), "{line} should say {place} {reason}");
     }
 }
 
@@ -133,18 +102,12 @@ fn a_full_range_is_reported() {
         "{{name: full, families: v4, nodes: [{{name: n, podCidrs: [10.9.0.0/30], pods: [{pods}]}}]}}"
     );
     let error = Topology::parse("full", &text).unwrap_err().to_string();
-    assert!(
-        error.contains("no free address is left in 10.9.0.0/30"),
-        "{error}"
-    );
+    assert!(error.contains("no free address is left in 10.9.0.0/30"), "{error}");
 }
 
 #[test]
 fn unique_names_differ() {
     let topology = Topology::parse("shop.yaml", DUAL).unwrap();
-    assert_ne!(
-        topology.clone().unique().name,
-        topology.clone().unique().name
-    );
+    assert_ne!(topology.clone().unique().name, topology.clone().unique().name);
     assert!(topology.named("../etc").is_err());
 }
