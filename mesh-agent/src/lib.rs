@@ -7,4 +7,5 @@ pub mod enrolment;
 pub mod pods;
 pub mod settings;
 pub mod steering;
+pub mod proxy;
 pub mod telemetry;

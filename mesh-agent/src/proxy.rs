@@ -1,0 +1,185 @@
+//! Takes the connections that steering sends, decides where they lead, and relays them.
+//!
+//! The way of a connection, one phase after the other (`outbound`, `inbound`):
+//!
+//! 1. *accept*: a worker's listener yields a socket whose peer is the client and whose own address is where the
+//!    client wanted to go (`worker`, `listener`, `socket`);
+//! 2. *identify*, *route*: whose connection it is and where it leads, a pure decision ([`decision`]);
+//! 3. *authorize*: whether it may (`limits`);
+//! 4. *connect*: to an endpoint (`balance`, `dial`);
+//! 5. *relay*: bytes both ways (`relay`);
+//! 6. *report*: to metrics, log and `meshctl` (`report`).
+//!
+//! Accepting comes before connecting: a client of an endpoint that is down sees its connection open and then reset.
+
+mod balance;
+mod connection;
+pub mod decision;
+mod dial;
+mod inbound;
+mod limits;
+mod listener;
+mod outbound;
+mod relay;
+mod report;
+mod settings;
+mod socket;
+mod worker;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::config::SharedSnapshot;
+use crate::pods::LocalPods;
+use crate::telemetry::ConnectionObserver;
+
+pub use listener::Listener;
+pub use settings::{InvalidSettings, Keepalive, Marks, ProxySettings};
+
+use limits::Limits;
+use worker::{Phase, Shared};
+
+/// What the proxy needs from the rest of the agent.
+#[derive(Clone)]
+pub struct ProxyInputs {
+    /// The mesh's configuration.
+    pub snapshot: Arc<SharedSnapshot>,
+    /// The pods of this node.
+    pub pods: Arc<ArcSwap<LocalPods>>,
+    /// Who hears of connections.
+    pub observer: Arc<dyn ConnectionObserver>,
+}
+
+/// The proxy could not be started.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// The settings cannot work.
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
+    /// A listener could not be opened.
+    #[error("cannot listen on {address}: {source} (transparent listeners need CAP_NET_ADMIN)")]
+    Listen {
+        /// Where.
+        address: IpAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A worker's thread could not be started.
+    #[error("cannot start the thread of a data-plane worker: {0}")]
+    Thread(io::Error),
+}
+
+/// A running proxy. Dropping it ends it at once; [`drain`](Self::drain) does so with care.
+#[derive(Debug)]
+pub struct Proxy {
+    listeners: Vec<Listener>,
+    workers: Vec<RunningWorker>,
+    phase: watch::Sender<Phase>,
+}
+
+#[derive(Debug)]
+struct RunningWorker {
+    connections: TaskTracker,
+    /// Resolves with the number of connections cut when the worker's thread has ended.
+    ended: oneshot::Receiver<io::Result<usize>>,
+}
+
+/// How draining ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still open at the deadline and were reset.
+    pub cut: usize,
+}
+
+impl Proxy {
+    /// Opens the listeners and starts the workers. Connections come once steering knows the
+    /// [`listeners`](Self::listeners).
+    pub fn start(settings: ProxySettings, inputs: ProxyInputs) -> Result<Self, ProxyError> {
+        settings.validate()?;
+        let listeners = listener::open_all(&settings)?;
+        let shared = Shared {
+            limits: Arc::new(Limits::new(&settings)),
+            settings: Arc::new(settings),
+            snapshot: inputs.snapshot,
+            pods: inputs.pods,
+            observer: inputs.observer,
+        };
+        let phase = watch::Sender::new(Phase::Serving);
+        let mut workers = Vec::new();
+        for index in 0..shared.settings.workers.get() {
+            let own = listeners.iter().filter(|listener| listener.worker() == index);
+            let sockets = own.map(Listener::socket).collect::<Result<Vec<_>, _>>()?;
+            workers.push(RunningWorker::start(index, shared.clone(), sockets, phase.subscribe())?);
+        }
+        Ok(Self { listeners, workers, phase })
+    }
+
+    /// The listening sockets, for steering's map.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Open connections of each worker.
+    pub fn connections(&self) -> impl Iterator<Item = usize> + '_ {
+        self.workers.iter().map(|worker| worker.connections.len())
+    }
+
+    /// Stops accepting, lets open connections go on until they end or `deadline` is over, and resets the rest.
+    /// Steering must have been told to send no more connections: from here on they are refused.
+    pub async fn drain(self, deadline: Duration) -> Drained {
+        let Self { listeners, workers, phase } = self;
+        phase.send_replace(Phase::Draining);
+        // A socket listens until its last handle is closed.
+        drop(listeners);
+        let open: Vec<TaskTracker> = workers.iter().map(|worker| worker.connections.clone()).collect();
+        let all_ended = async {
+            for connections in &open {
+                connections.wait().await;
+            }
+        };
+        let _ = timeout(deadline, all_ended).await;
+        phase.send_replace(Phase::Cut);
+        let mut cut = 0;
+        for worker in workers {
+            match worker.ended.await {
+                Ok(Ok(cut_here)) => cut += cut_here,
+                Ok(Err(error)) => tracing::error!(%error, "a data-plane worker failed"),
+                Err(_) => tracing::error!("a data-plane worker panicked"),
+            }
+        }
+        Drained { cut }
+    }
+}
+
+impl RunningWorker {
+    fn start(
+        index: usize,
+        shared: Shared,
+        listeners: Vec<std::net::TcpListener>,
+        phase: watch::Receiver<Phase>,
+    ) -> Result<Self, ProxyError> {
+        let connections = TaskTracker::new();
+        let (end, ended) = oneshot::channel();
+        let tracker = connections.clone();
+        thread::Builder::new()
+            .name(format!("proxy-{index}"))
+            .spawn(move || {
+                let outcome = worker::run(index, shared, listeners, tracker, phase);
+                if let Err(error) = &outcome {
+                    tracing::error!(worker = index, %error, "a data-plane worker cannot run");
+                }
+                let _ = end.send(outcome);
+            })
+            .map_err(ProxyError::Thread)?;
+        Ok(Self { connections, ended })
+    }
+}

@@ -1,0 +1,241 @@
+//! Moves bytes between the two sides of a connection until both are done, one breaks, or nothing moves any more.
+//!
+//! Each direction is a [`Flow`]. A flow waits for bytes without holding a buffer, takes one to read into, and gives
+//! it back as soon as everything is written. While the receiver does not take what was read, nothing more is read:
+//! that is the back-pressure, and one buffer is all a slow receiver can pin down.
+//!
+//! How ends travel:
+//! - a FIN from one side becomes a FIN to the other, after all bytes, and the opposite direction goes on;
+//! - a reset from one side becomes a reset to the other. A server that answers and resets without reading the rest
+//!   of the request has its answer delivered first, as without a proxy between.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::socket::{Stream, close_write, try_read};
+use crate::telemetry::Traffic;
+use buffers::{Buffer, Size};
+
+mod buffers;
+#[cfg(test)]
+mod tests;
+
+pub(super) use buffers::BufferPool;
+
+/// Bytes one flow moves before others get their turn.
+const QUOTA: usize = 512 << 10;
+
+/// The idle time is looked at this many times before it is over: cheap, and late by a quarter at most.
+const IDLE_CHECKS: u32 = 4;
+
+/// How a relay ended.
+#[derive(Debug)]
+pub(super) enum RelayEnd {
+    /// Both sides closed in good order.
+    Complete,
+    /// The client broke the connection.
+    ClientBroke(io::Error),
+    /// The server broke the connection.
+    ServerBroke(io::Error),
+    /// Nothing moved for longer than the idle time-out.
+    Idle,
+}
+
+/// Relays until the end and closes both sides accordingly.
+pub(super) async fn relay(
+    client: Stream,
+    server: Stream,
+    traffic: &Traffic,
+    buffers: &Rc<BufferPool>,
+    idle_timeout: Duration,
+) -> RelayEnd {
+    let end = run(client.tcp(), server.tcp(), traffic, buffers, idle_timeout).await;
+    if matches!(end, RelayEnd::Complete) {
+        client.close();
+        server.close();
+    }
+    end
+}
+
+async fn run(
+    client: &TcpStream,
+    server: &TcpStream,
+    traffic: &Traffic,
+    buffers: &Rc<BufferPool>,
+    idle_timeout: Duration,
+) -> RelayEnd {
+    // Only looked at while the client's bytes cannot be passed on, as then nothing is read from it.
+    let mut client_gone = pin!(client.ready(Interest::ERROR));
+    let period = idle_timeout / IDLE_CHECKS;
+    let mut check = pin!(sleep(period));
+    let mut idle = IdleCheck::default();
+    let (mut upload, mut download) = (Flow::default(), Flow::default());
+    // Set when the server takes no more bytes; what it had sent before is still delivered.
+    let mut server_broke = None;
+
+    poll_fn(|cx| {
+        if upload.is_open() && server_broke.is_none() {
+            let count = |bytes| traffic.add_sent(bytes);
+            match upload.poll(cx, client, server, buffers, count) {
+                Poll::Ready(Ok(())) if download.is_open() => close_write(server),
+                Poll::Ready(Ok(())) => return Poll::Ready(RelayEnd::Complete),
+                Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
+                Poll::Ready(Err(Broken::Writer(error))) => server_broke = Some(error),
+                Poll::Pending if upload.is_blocked() && client_gone.as_mut().poll(cx).is_ready() => {
+                    return Poll::Ready(RelayEnd::ClientBroke(io::ErrorKind::ConnectionReset.into()));
+                }
+                Poll::Pending => {}
+            }
+        }
+        if download.is_open() {
+            let count = |bytes| traffic.add_received(bytes);
+            match download.poll(cx, server, client, buffers, count) {
+                Poll::Ready(Ok(())) if upload.is_open() && server_broke.is_none() => {
+                    close_write(client);
+                }
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ServerBroke(error)),
+                Poll::Ready(Err(Broken::Writer(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
+                Poll::Pending => {}
+            }
+        }
+        match server_broke.take_if(|_| !download.is_open()) {
+            Some(error) => return Poll::Ready(RelayEnd::ServerBroke(error)),
+            None if !upload.is_open() && !download.is_open() => return Poll::Ready(RelayEnd::Complete),
+            None => {}
+        }
+        while check.as_mut().poll(cx).is_ready() {
+            if idle.is_over(traffic) {
+                return Poll::Ready(RelayEnd::Idle);
+            }
+            check.as_mut().reset(Instant::now() + period);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Finds out that nothing moved, without touching a clock whenever something does.
+#[derive(Default)]
+struct IdleCheck {
+    bytes: u64,
+    quiet_periods: u32,
+}
+
+impl IdleCheck {
+    /// Called once every period; true when nothing moved in [`IDLE_CHECKS`] of them.
+    fn is_over(&mut self, traffic: &Traffic) -> bool {
+        let bytes = traffic.sent() + traffic.received();
+        if bytes == self.bytes {
+            self.quiet_periods += 1;
+        } else {
+            self.quiet_periods = 0;
+            self.bytes = bytes;
+        }
+        self.quiet_periods >= IDLE_CHECKS
+    }
+}
+
+/// Which side of a flow broke.
+enum Broken {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    /// Bytes that were read and not yet written.
+    pending: Option<Pending>,
+    /// Size of the next buffer.
+    size: Size,
+    ended: bool,
+}
+
+struct Pending {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+}
+
+impl Flow {
+    fn is_open(&self) -> bool {
+        !self.ended
+    }
+
+    /// Whether the writer does not take what was read.
+    fn is_blocked(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Moves bytes as long as both sides allow. Ready once the reader's FIN is reached and all is written.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &TcpStream,
+        writer: &TcpStream,
+        buffers: &Rc<BufferPool>,
+        count: impl Fn(u64),
+    ) -> Poll<Result<(), Broken>> {
+        let mut moved = 0;
+        loop {
+            if let Some(pending) = &mut self.pending {
+                ready!(pending.poll_write(cx, writer, &count)).map_err(Broken::Writer)?;
+                moved += pending.end;
+                self.pending = None;
+            }
+            if moved >= QUOTA {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(reader.poll_read_ready(cx)).map_err(Broken::Reader)?;
+            let mut buffer = buffers.take(self.size);
+            let end = match try_read(reader, buffer.bytes_mut()) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Poll::Ready(Err(Broken::Reader(error))),
+            };
+            if end == 0 {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            self.size = buffer.size().after_read(end);
+            self.pending = Some(Pending { buffer, start: 0, end });
+        }
+    }
+}
+
+impl Pending {
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &TcpStream,
+        count: &impl Fn(u64),
+    ) -> Poll<io::Result<()>> {
+        while self.start < self.end {
+            let bytes = self.buffer.bytes().get(self.start..self.end).unwrap_or_default();
+            let written = match writer.try_write(bytes) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(writer.poll_write_ready(cx))?;
+                    continue;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += written;
+            count(u64::try_from(written).unwrap_or(u64::MAX));
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,153 @@
+//! Tells the observer about a connection: once when it is open on both sides, once when it is over.
+//!
+//! Where client and server are both pods of this node, one relay is two connections to everybody who reads
+//! metrics: the client's agent reports it as source, the server's agent as destination, and here both are us.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::connection::{Accepted, Refused};
+use super::decision::{Decision, Target, Upstream};
+use super::worker::Worker;
+use crate::config::{Service, Workload};
+use crate::telemetry::{ConnectionEnd, ConnectionRecord, Direction, Peer, ResponseFlag, Traffic, Transport};
+
+/// The report of one connection. Dropped without having been closed, it says that the connection was cut: that is
+/// how the connections end that outlive the drain time.
+pub(super) struct Report {
+    worker: Rc<Worker>,
+    state: State,
+}
+
+enum State {
+    /// Not open yet.
+    Deciding(Facts),
+    /// Open; the records of the agent's roles.
+    Open(Arc<ConnectionRecord>, Option<Arc<ConnectionRecord>>),
+    Closed,
+}
+
+/// What is known before an upstream is.
+struct Facts {
+    direction: Direction,
+    client: SocketAddr,
+    original_destination: SocketAddr,
+    source: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+    transport: Transport,
+    opened_at: SystemTime,
+    opened: Instant,
+}
+
+impl Report {
+    pub(super) fn new(worker: &Rc<Worker>, accepted: &Accepted, decision: &Decision) -> Self {
+        let transport = match &decision.outcome {
+            Ok(Target::Single(upstream)) => upstream.path.transport(),
+            Ok(Target::Service { .. }) | Err(_) => Transport::Plain,
+        };
+        let facts = Facts {
+            direction: decision.direction,
+            client: accepted.client,
+            original_destination: accepted.original_destination,
+            source: decision.source.clone(),
+            service: decision.service.clone(),
+            transport,
+            opened_at: accepted.opened_at,
+            opened: accepted.opened,
+        };
+        Self { worker: Rc::clone(worker), state: State::Deciding(facts) }
+    }
+
+    /// The connection is open on both sides; returns what its bytes are counted in.
+    pub(super) fn opened(&mut self, upstream: &Upstream, attempts: u32) -> Arc<Traffic> {
+        let traffic = Arc::default();
+        if let State::Deciding(facts) = &self.state {
+            let own = Arc::new(facts.record(&self.worker, Some(upstream), attempts, &traffic));
+            self.worker.observer.opened(&own);
+            let server_side = upstream.server_side.is_some().then(|| {
+                let record = Arc::new(facts.server_side(&self.worker, upstream, &traffic));
+                self.worker.observer.opened(&record);
+                record
+            });
+            self.state = State::Open(own, server_side);
+        }
+        traffic
+    }
+
+    /// The connection was refused before it was open on both sides.
+    pub(super) fn refused(mut self, refused: &Refused) {
+        if let State::Deciding(facts) = &self.state {
+            let upstream = refused.upstream.as_ref();
+            let record = facts.record(&self.worker, upstream, refused.attempts, &Arc::default());
+            self.state = State::Open(Arc::new(record), None);
+        }
+        self.finish(&refused.end);
+    }
+
+    /// The connection is over.
+    pub(super) fn closed(mut self, end: &ConnectionEnd) {
+        self.finish(end);
+    }
+
+    fn finish(&mut self, end: &ConnectionEnd) {
+        if let State::Deciding(facts) = &self.state {
+            let record = facts.record(&self.worker, None, 0, &Arc::default());
+            self.state = State::Open(Arc::new(record), None);
+        }
+        if let State::Open(own, server_side) = std::mem::replace(&mut self.state, State::Closed) {
+            self.worker.observer.closed(&own, end);
+            if let Some(record) = server_side {
+                self.worker.observer.closed(&record, end);
+            }
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.finish(&ConnectionEnd {
+            flag: ResponseFlag::Drained,
+            detail: Some("cut when the drain time was over".into()),
+        });
+    }
+}
+
+impl Facts {
+    fn record(
+        &self,
+        worker: &Worker,
+        upstream: Option<&Upstream>,
+        attempts: u32,
+        traffic: &Arc<Traffic>,
+    ) -> ConnectionRecord {
+        ConnectionRecord {
+            id: worker.next_id(),
+            direction: self.direction,
+            source: Peer { address: self.client, workload: self.source.clone() },
+            original_destination: self.original_destination,
+            destination: upstream.map(peer),
+            service: self.service.clone(),
+            transport: upstream.map_or(self.transport, |upstream| upstream.path.transport()),
+            attempts,
+            worker: worker.index,
+            opened_at: self.opened_at,
+            opened: self.opened,
+            traffic: Arc::clone(traffic),
+        }
+    }
+
+    /// The same connection as the agent of the server's side sees it.
+    fn server_side(&self, worker: &Worker, upstream: &Upstream, traffic: &Arc<Traffic>) -> ConnectionRecord {
+        ConnectionRecord {
+            direction: Direction::Inbound,
+            original_destination: upstream.address,
+            ..self.record(worker, Some(upstream), 1, traffic)
+        }
+    }
+}
+
+fn peer(upstream: &Upstream) -> Peer {
+    Peer { address: upstream.address, workload: upstream.workload.clone() }
+}

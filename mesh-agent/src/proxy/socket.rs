@@ -1,0 +1,126 @@
+//! The sockets of the proxy and the options that make them transparent.
+//!
+//! `TCP_USER_TIMEOUT` is left alone on purpose: the kernel applies it to zero-window probes too, even to those that
+//! are answered, and would end a connection whose reader merely pauses (`tcp_probe_timer`).
+
+use std::io::{self, Read};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::settings::{Keepalive, ProxySettings};
+
+/// A listening socket that accepts connections to any address. Accepted sockets inherit its options: the mark,
+/// no delay, keepalive; that saves five system calls for each of them.
+pub(super) fn listen(address: IpAddr, settings: &ProxySettings) -> io::Result<std::net::TcpListener> {
+    let socket = open(address)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    set_transparent(&socket, address)?;
+    socket.set_mark(settings.marks.capture)?;
+    tune(&socket, settings.keepalive)?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    socket.listen(settings.backlog.into())?;
+    Ok(socket.into())
+}
+
+/// Connects to `destination`, from `source` where that is given and else from the node's own address.
+pub(super) async fn connect(
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    settings: &ProxySettings,
+) -> io::Result<TcpStream> {
+    let socket = open(destination.ip())?;
+    tune(&socket, settings.keepalive)?;
+    match source {
+        Some(source) => {
+            socket.set_mark(settings.marks.capture)?;
+            set_transparent(&socket, source)?;
+            // Lets `connect` choose the port by the whole four-tuple, not `bind` by the address alone: the same
+            // client can have a full range of ports towards each endpoint.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        None => socket.set_mark(settings.marks.agent)?,
+    }
+    TcpSocket::from_std_stream(socket.into()).connect(destination).await
+}
+
+fn open(address: IpAddr) -> io::Result<Socket> {
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+}
+
+fn set_transparent(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
+}
+
+fn tune(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
+    // The bytes were coalesced, or not, by who sent them; waiting again would only add delay.
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(keepalive.idle)
+        .with_interval(keepalive.interval)
+        .with_retries(keepalive.probes);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Reads what there is; `WouldBlock` where there is nothing.
+///
+/// A read that does not fill the buffer has emptied the socket, and the next bytes bring a new event (epoll(7),
+/// question 9 on edge-triggered use). Saying so to the runtime saves the read that would only find that out.
+pub(super) fn try_read(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let read = tcp.try_io(Interest::READABLE, || {
+        let count = (&*SockRef::from(tcp)).read(buffer)?;
+        if count == 0 || count == buffer.len() {
+            return Ok(count);
+        }
+        short = Some(count);
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    short.map_or(read, Ok)
+}
+
+/// Sends a FIN. Fails only where the connection is gone already, which reading from it tells.
+pub(super) fn close_write(tcp: &TcpStream) {
+    let _ = SockRef::from(tcp).shutdown(Shutdown::Write);
+}
+
+/// One side of a relayed connection. Reset when dropped, so that whatever goes wrong the peer learns at once that
+/// it did; only [`close`](Self::close) ends it in good order.
+#[derive(Debug)]
+pub(super) struct Stream {
+    tcp: TcpStream,
+    reset: bool,
+}
+
+impl Stream {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        Self { tcp, reset: true }
+    }
+
+    /// The socket.
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Ends in good order: what was written is delivered, then a FIN.
+    pub(super) fn close(mut self) {
+        self.reset = false;
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.reset {
+            // Fails only on a socket that is already dead, which is what is wanted.
+            let _ = self.tcp.set_zero_linger();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A data-plane worker: one thread that accepts connections and relays them, all by itself.
+//!
+//! Its runtime has one thread and nothing is moved between workers: a connection's bytes stay in one core's cache,
+//! and its state needs no lock. Everything else of the agent runs on another runtime.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Accepted, serve};
+use super::limits::Limits;
+use super::relay::BufferPool;
+use super::settings::ProxySettings;
+use super::socket::Stream;
+use crate::config::SharedSnapshot;
+use crate::pods::LocalPods;
+use crate::telemetry::{ConnectionObserver, Incident};
+
+/// First pause after the kernel had no descriptor or memory for another connection; doubled while that goes on.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest pause. Connections wait in the kernel's queue meanwhile, open ones go on.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the workers are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Accept connections.
+    Serving,
+    /// Accept no more, serve those that are open.
+    Draining,
+    /// End those as well.
+    Cut,
+}
+
+/// What a worker shares with the others and with the rest of the agent.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) settings: Arc<ProxySettings>,
+    pub(super) snapshot: Arc<SharedSnapshot>,
+    pub(super) pods: Arc<ArcSwap<LocalPods>>,
+    pub(super) observer: Arc<dyn ConnectionObserver>,
+    pub(super) limits: Arc<Limits>,
+}
+
+/// What the connections of one worker have in common.
+pub(super) struct Worker {
+    pub(super) index: usize,
+    shared: Shared,
+    pub(super) buffers: Rc<BufferPool>,
+    connections: TaskTracker,
+    reported: Cell<u64>,
+}
+
+impl std::ops::Deref for Worker {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Worker {
+    /// An id that no other connection has, of any worker.
+    pub(super) fn next_id(&self) -> u64 {
+        let reported = self.reported.get();
+        self.reported.set(reported + 1);
+        let workers = u64::try_from(self.settings.workers.get()).unwrap_or(u64::MAX);
+        let index = u64::try_from(self.index).unwrap_or_default();
+        reported.wrapping_mul(workers).wrapping_add(index)
+    }
+}
+
+/// Runs a worker until it is drained or cut. Returns the number of connections that were cut.
+pub(super) fn run(
+    index: usize,
+    shared: Shared,
+    listeners: Vec<std::net::TcpListener>,
+    connections: TaskTracker,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<usize> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let buffers = BufferPool::new(shared.settings.buffer_memory);
+    let worker = Rc::new(Worker { index, shared, buffers, connections, reported: Cell::new(0) });
+    let served = runtime.block_on(async {
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener, phase.clone())));
+        }
+        for loop_of_listener in accepting {
+            // A panic in it ends its listener; the other goes on.
+            let _ = loop_of_listener.await;
+        }
+        worker.connections.close();
+        tokio::select! {
+            () = worker.connections.wait() => {}
+            () = reached(&mut phase, Phase::Cut) => {}
+        }
+        Ok(())
+    });
+    let cut = worker.connections.len();
+    // Drops what is still open: every connection resets its sockets and reports that it was cut.
+    drop(runtime);
+    served.map(|()| cut)
+}
+
+/// Waits for a phase; a proxy whose handle is gone is in the last one.
+async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    let _ = phase.wait_for(|current| *current >= wanted).await;
+}
+
+/// Accepts until draining starts.
+async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+    let mut pause = FIRST_PAUSE;
+    let mut draining = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = reached(&mut phase, Phase::Draining), if !draining => {
+                draining = true;
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+            // What the kernel completed before steering stopped is still ours to serve.
+            () = std::future::ready(()), if draining => return,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                pause = FIRST_PAUSE;
+                let Ok(original_destination) = stream.local_addr() else {
+                    continue; // Reset while it waited in the queue.
+                };
+                let accepted = Accepted {
+                    stream: Stream::new(stream),
+                    client,
+                    original_destination,
+                    opened: Instant::now(),
+                    opened_at: SystemTime::now(),
+                };
+                worker.connections.spawn_local(serve(Rc::clone(&worker), accepted));
+            }
+            Err(error) if concerns_one_connection(&error) => {
+                worker.observer.incident(Incident::AcceptFailure);
+            }
+            Err(error) => {
+                worker.observer.incident(Incident::AcceptFailure);
+                if pause == FIRST_PAUSE {
+                    tracing::warn!(
+                        worker = worker.index, %error,
+                        "cannot accept connections; they wait in the kernel until descriptors are free"
+                    );
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Errors that `accept` hands on from a connection that died in the queue (accept(2)); the next may be fine.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    !matches!(
+        error.raw_os_error(),
+        None | Some(
+            libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOMEM
+                | libc::ENOBUFS
+                | libc::EBADF
+                | libc::EINVAL
+                | libc::ENOTSOCK
+        )
+    )
+}
