@@ -6,6 +6,7 @@
 //! bytes.
 
 mod any;
+mod node;
 mod redirection;
 
 pub use any::{Any, UnpackError};
