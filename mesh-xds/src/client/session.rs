@@ -43,7 +43,7 @@ impl From<tonic::Status> for SessionError {
 fn describe(status: &tonic::Status) -> String {
     // A connection that broke is an "unknown" status whose sources say how.
     match std::error::Error::source(status) {
-        Some(_) => format!("the stream broke: {}", transport::innermost(status)),
+        Some(_) => format!("the stream broke: {}", transport::sources(status)),
         None => format!("the server refused: {} ({})", status.message(), status.code()),
     }
 }

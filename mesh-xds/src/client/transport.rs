@@ -20,7 +20,9 @@ use super::config::{ClientConfig, PrepareSocket, TlsConfig};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error("cannot connect: {0}")]
-    Transport(String),
+    Plain(String),
+    #[error("cannot connect, verifying the server with {roots}: {reason}")]
+    Tls { roots: PathBuf, reason: String },
     #[error("cannot connect: no success within {0:?}")]
     Timeout(Duration),
     #[error("cannot read {path}: {source}")]
@@ -37,8 +39,11 @@ pub(super) async fn connect(server: &Uri, config: &ClientConfig) -> Result<Chann
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true);
-    if let (Some("https"), Some(tls)) = (server.scheme_str(), &config.tls) {
-        endpoint = endpoint.tls_config(tls_config(server, tls).await?).map_err(explained)?;
+    let tls = config.tls.as_ref().filter(|_| server.scheme_str() == Some("https"));
+    if let Some(tls) = tls {
+        endpoint = endpoint
+            .tls_config(tls_config(server, tls).await?)
+            .map_err(|error| explained(&error, Some(tls)))?;
     }
 
     let prepare = config.prepare_socket.clone();
@@ -48,7 +53,7 @@ pub(super) async fn connect(server: &Uri, config: &ClientConfig) -> Result<Chann
         async move { dial(&uri, prepare.as_ref(), limit).await.map(TokioIo::new) }
     });
     let connected = timeout(limit, endpoint.connect_with_connector(connector)).await;
-    connected.map_err(|_| ConnectError::Timeout(limit))?.map_err(explained)
+    connected.map_err(|_| ConnectError::Timeout(limit))?.map_err(|error| explained(&error, tls))
 }
 
 /// The bearer token, as the header that carries it.
@@ -107,12 +112,16 @@ fn host(uri: &Uri) -> &str {
 }
 
 /// tonic's own message is "transport error"; what happened is in its sources.
-fn explained(error: tonic::transport::Error) -> ConnectError {
-    ConnectError::Transport(innermost(&error))
+fn explained(error: &tonic::transport::Error, tls: Option<&TlsConfig>) -> ConnectError {
+    let reason = sources(error);
+    match tls {
+        Some(TlsConfig { roots, .. }) => ConnectError::Tls { roots: roots.clone(), reason },
+        None => ConnectError::Plain(reason),
+    }
 }
 
 /// The messages of the sources of an error, outermost first, without repetitions.
-pub(super) fn innermost(error: &dyn Error) -> String {
+pub(super) fn sources(error: &dyn Error) -> String {
     let mut messages: Vec<String> = Vec::new();
     let mut source = error.source();
     while let Some(cause) = source {
