@@ -4,6 +4,7 @@
 //! [`Store`] makes new ones, out of the control server's updates or the last good state on disk.
 
 pub mod cache;
+pub mod client;
 mod convert;
 mod load;
 mod model;

@@ -5,7 +5,7 @@
 pub mod config;
 pub mod enrolment;
 pub mod pods;
+pub mod proxy;
 pub mod settings;
 pub mod steering;
-pub mod proxy;
 pub mod telemetry;

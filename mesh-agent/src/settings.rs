@@ -136,10 +136,6 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_CONTROL_TOKEN_FILE", value_name = "FILE")]
     pub control_token_file: Option<PathBuf>,
 
-    /// Ask for addresses when they are first used instead of holding the whole mesh.
-    #[arg(long, env = "MESH_ON_DEMAND")]
-    pub on_demand: bool,
-
     /// Where the agent learns which pods the node has.
     #[arg(long, env = "MESH_POD_SOURCE", value_enum, default_value = "kubernetes")]
     pub pod_source: PodSourceKind,
