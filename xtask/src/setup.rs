@@ -9,7 +9,10 @@ mod envoy;
 pub(crate) mod helm;
 mod python;
 
-use std::fs::{self, File};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -111,6 +114,9 @@ fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Missing> {
         missing.extend(helm::missing(workspace));
         missing.extend(envoy::missing(workspace));
     }
+    // Two needs may ask for the same thing.
+    let mut known = BTreeSet::new();
+    missing.retain(|need| known.insert(need.what.clone()));
     missing
 }
 

