@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::demo::{self, DemoArguments};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_lab::echo::any_address;
@@ -80,6 +81,8 @@ enum Command {
         #[arg(long)]
         udp: bool,
     },
+    /// Show what the mesh does, on the nodes and pods of a lab
+    Demo(DemoArguments),
     /// Send requests, and tell who answered
     Traffic {
         #[command(subcommand)]
@@ -188,6 +191,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::List { format } => labs::list(format.output)?,
         Command::Show { name, format } => labs::show(&name, format.output)?,
         Command::Exec { lab, machine, command } => return Err(labs::exec(&lab, &machine, &command)),
+        Command::Demo(arguments) => demo::run(&arguments)?,
         Command::Echo { listen, name, udp } => {
             let addresses: Vec<SocketAddr> = listen.into_iter().flat_map(|listen| listen.0).collect();
             load::echo(&name, &addresses, udp)?;

@@ -98,17 +98,22 @@ impl Stage {
     fn keep(self) -> Result<()> {
         let Self { mut show, servers, mesh, .. } = self;
         servers.keep();
-        let control = |node: &str| format!("mesh-lab exec {NAME} {node} -- {}", mesh.meshctl_command(node).join(" "));
+        let control =
+            |node: &str| format!("mesh-lab exec {NAME} {node} -- {}", mesh.meshctl_command(node).join(" "));
         let lab = mesh.programs().path("mesh-lab");
-        show.commands("It goes on running. To look around:", &lab, &[
-            control("node1"),
-            format!("{} status", control("node1")),
-            format!("{} connections", control("node2")),
-            format!("{} explain shop/client web.shop:80", control("node1")),
-            format!("{} bpf", control("node1")),
-            format!("mesh-lab exec {NAME} client -- curl -s http://10.96.0.10/"),
-            format!("$EDITOR {}", mesh.manifests_directory().join("20-web.yaml").display()),
-        ]);
+        show.commands(
+            "It goes on running. To look around:",
+            &lab,
+            &[
+                control("node1"),
+                format!("{} status", control("node1")),
+                format!("{} connections", control("node2")),
+                format!("{} explain shop/client web.shop:80", control("node1")),
+                format!("{} bpf", control("node1")),
+                format!("mesh-lab exec {NAME} client -- curl -s http://10.96.0.10/"),
+                format!("$EDITOR {}", mesh.manifests_directory().join("20-web.yaml").display()),
+            ],
+        );
         println!("\nTo remove it: cargo xtask demo --down");
         Ok(mesh.keep()?)
     }

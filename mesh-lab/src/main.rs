@@ -1,6 +1,7 @@
 //! `mesh-lab`: labs of nodes and pods out of network namespaces, from the command line.
 
 mod cli;
+mod demo;
 
 use std::process::ExitCode;
 

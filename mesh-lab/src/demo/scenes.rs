@@ -36,7 +36,10 @@ pub(super) fn play(stage: &mut Stage) -> Result<()> {
 
 fn curtain_up(stage: &mut Stage) -> Result<()> {
     let Stage { show, mesh, .. } = stage;
-    show.scene("The mesh comes up", "mesh-control on a host of its own, one mesh-agent per node; no pod is touched");
+    show.scene(
+        "The mesh comes up",
+        "mesh-control on a host of its own, one mesh-agent per node; no pod is touched",
+    );
     let begin = Instant::now();
     mesh.start_control()?;
     show.timing("mesh-control read examples/manifests", begin.elapsed());
@@ -63,7 +66,10 @@ struct Call {
 
 fn real_clients(stage: &mut Stage) -> Result<()> {
     let Stage { show, mesh, .. } = stage;
-    show.scene("Real clients, real servers", "curl, redis-cli and psql in the client's pod, by service address");
+    show.scene(
+        "Real clients, real servers",
+        "curl, redis-cli and psql in the client's pod, by service address",
+    );
     let curl = |url: String| vec!["-sg".to_owned(), "--max-time".to_owned(), "10".to_owned(), url];
     let redis = |host: &str| ["-h", host, "INCR", "visits"].map(str::to_owned).to_vec();
     let query = "select 'orders: ' || count(*) from generate_series(1, 42)";
@@ -73,7 +79,12 @@ fn real_clients(stage: &mut Stage) -> Result<()> {
     let calls = [
         Call { pod: "client", program: "curl", arguments: curl(format!("http://{v4}/")), expected: "web-" },
         Call { pod: "client", program: "curl", arguments: curl(format!("http://[{v6}]/")), expected: "web-" },
-        Call { pod: "client", program: "curl", arguments: curl(format!("http://{STATIC}/")), expected: "catalogue" },
+        Call {
+            pod: "client",
+            program: "curl",
+            arguments: curl(format!("http://{STATIC}/")),
+            expected: "catalogue",
+        },
         Call { pod: "client", program: "redis-cli", arguments: redis(cart_v4), expected: "1" },
         Call { pod: "client", program: "redis-cli", arguments: redis(cart_v6), expected: "2" },
         Call { pod: "client", program: "psql", arguments: psql, expected: "orders: 42" },
@@ -94,8 +105,10 @@ fn real_clients(stage: &mut Stage) -> Result<()> {
     let mut sources = BTreeMap::new();
     for Call { pod, program, arguments, expected } in calls {
         let mark = journey::mark(mesh);
-        let shown: Vec<String> =
-            arguments.iter().map(|text| if text.contains(' ') { format!("{text:?}") } else { text.clone() }).collect();
+        let shown: Vec<String> = arguments
+            .iter()
+            .map(|text| if text.contains(' ') { format!("{text:?}") } else { text.clone() })
+            .collect();
         show.command(pod, &format!("{program} {}", shown.join(" ")));
         let machine = mesh.lab().pod(pod)?;
         let output = machine.program(program)?.args(&arguments).output()?;
@@ -115,7 +128,8 @@ fn real_clients(stage: &mut Stage) -> Result<()> {
     show.table(HEADER, journeys.into_iter().map(Journey::row));
     let client = mesh.lab().pod("client")?;
     let kept = sources.iter().filter(|(pod, _)| pod.starts_with("web") || *pod == "billing-1");
-    let kept = kept.map(|(_, source)| *source).all(|source| client.addresses().iter().any(|own| own == source));
+    let kept =
+        kept.map(|(_, source)| *source).all(|source| client.addresses().iter().any(|own| own == source));
     show.expect(kept, "pods see the client's own address, on either family, on either node")?;
     let node = mesh.lab().node("node1")?.ipv4().map(IpAddr::V4);
     show.expect(
@@ -158,11 +172,29 @@ fn left_alone(stage: &mut Stage) -> Result<()> {
     let excluded = requests(billing, &format!("http://{orders}:9187/"), 5)?;
     let own = requests(billing, &format!("http://{billing_address}:8080/"), 5)?;
     let udp = udp_answer(mesh.lab().pod("client")?, (web, 8080).into())?;
-    show.table(["from", "to", "rule", "result"], [
-        row("legacy/billing-1", &format!("orders-1 {orders}:9187"), "excludeInboundPorts", &answered(&excluded)),
-        row("legacy/billing-1", "itself, in a namespace without the label", "not enrolled", &answered(&own)),
-        row("shop/client", &format!("web-2 {web}:8080 over UDP"), "not TCP", &format!("{} answered", udp.pod)),
-    ]);
+    show.table(
+        ["from", "to", "rule", "result"],
+        [
+            row(
+                "legacy/billing-1",
+                &format!("orders-1 {orders}:9187"),
+                "excludeInboundPorts",
+                &answered(&excluded),
+            ),
+            row(
+                "legacy/billing-1",
+                "itself, in a namespace without the label",
+                "not enrolled",
+                &answered(&own),
+            ),
+            row(
+                "shop/client",
+                &format!("web-2 {web}:8080 over UDP"),
+                "not TCP",
+                &format!("{} answered", udp.pod),
+            ),
+        ],
+    );
     show.expect(excluded.failed == 0 && own.failed == 0 && udp.pod == "web-2", "all of it works as ever")?;
 
     // A steered connection between them is logged after these would have been.

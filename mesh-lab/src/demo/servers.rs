@@ -32,12 +32,18 @@ impl Servers {
         let postgres = servers.postgres("orders-1")?;
         // Stands in for the metrics exporter beside the database.
         servers.echo("orders-1", &["9187"])?;
-        show.table(["pod", "server"], [
-            ["static-1".to_owned(), nginx],
-            ["cart-1".to_owned(), redis],
-            ["orders-1".to_owned(), postgres],
-            ["web-1 to web-4, vault-1, billing-1, payments".to_owned(), "echo server (mesh-lab echo)".to_owned()],
-        ]);
+        show.table(
+            ["pod", "server"],
+            [
+                ["static-1".to_owned(), nginx],
+                ["cart-1".to_owned(), redis],
+                ["orders-1".to_owned(), postgres],
+                [
+                    "web-1 to web-4, vault-1, billing-1, payments".to_owned(),
+                    "echo server (mesh-lab echo)".to_owned(),
+                ],
+            ],
+        );
         Ok(Self { processes: servers.processes })
     }
 
@@ -73,9 +79,12 @@ impl Starter<'_> {
     }
 
     fn start_echo(&mut self, machine: &mesh_lab::Machine, ports: &[&str]) -> Result<()> {
-        let mut program = machine
-            .program(self.mesh.programs().path("mesh-lab"))?
-            .args(["echo", "--udp", "--name", machine.name()]);
+        let mut program = machine.program(self.mesh.programs().path("mesh-lab"))?.args([
+            "echo",
+            "--udp",
+            "--name",
+            machine.name(),
+        ]);
         for port in ports {
             program = program.args(["--listen", port]);
         }

@@ -28,10 +28,10 @@ pub(super) fn agents_killed(stage: &mut Stage) -> Result<()> {
     let mark = journey::mark(mesh);
     let open = call(mesh, web)?;
     let closed = call(mesh, vault)?;
-    show.table(["from", "to", "failure mode", "result"], [
-        row("billing-1", "web-2", "open", &open),
-        row("billing-1", "vault-1", "closed", &closed),
-    ]);
+    show.table(
+        ["from", "to", "failure mode", "result"],
+        [row("billing-1", "web-2", "open", &open), row("billing-1", "vault-1", "closed", &closed)],
+    );
     show.expect(open.failed == 0, "a pod that fails open is reached directly")?;
     show.expect(closed.succeeded == 0, "a pod that fails closed is not reached at all")?;
     show.expect(journey::since(mesh, &mark).is_empty(), "and no agent was involved")?;

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mesh_lab::Traffic;
-use mesh_lab::traffic::{Load, Progress};
+use mesh_lab::traffic::{Load, Progress, Traffic};
 
 use super::super::Stage;
 use super::WEB;
@@ -18,7 +17,10 @@ const EFFECT: Duration = Duration::from_secs(10);
 /// An endpoint is added, another removed.
 pub(super) fn endpoints_come_and_go(stage: &mut Stage) -> Result<()> {
     let Stage { show, mesh, examples, .. } = stage;
-    show.scene("Edited live", "manifests change while 200 requests a second go to web.shop, each on a new connection");
+    show.scene(
+        "Edited live",
+        "manifests change while 200 requests a second go to web.shop, each on a new connection",
+    );
     let traffic = steady(mesh)?;
     let before = phase(&traffic, EFFECT, |seen| seen.len() == 3)?;
 
@@ -35,12 +37,18 @@ pub(super) fn endpoints_come_and_go(stage: &mut Stage) -> Result<()> {
     show.command("you", "delete the pod web-1 from manifests/20-web.yaml");
     mesh.apply("20-web.yaml", &without)?;
     let begin = Instant::now();
-    let after = phase(&traffic, EFFECT, |seen| seen.values().sum::<u64>() > 100 && !seen.contains_key("web-1"))?;
+    let after =
+        phase(&traffic, EFFECT, |seen| seen.values().sum::<u64>() > 100 && !seen.contains_key("web-1"))?;
     show.timing("100 requests in a row without web-1, seen", begin.elapsed());
 
     let report = traffic.stop();
     let columns = ["web-1", "web-2", "web-3", "web-4"];
-    let rows = [("before", before), ("as it was added", during), ("with web-4", with_four), ("without web-1", after)];
+    let rows = [
+        ("before", before),
+        ("as it was added", during),
+        ("with web-4", with_four),
+        ("without web-1", after),
+    ];
     show.table(
         ["requests answered by", "web-1", "web-2", "web-3", "web-4"],
         rows.map(|(name, seen)| {
@@ -82,13 +90,17 @@ pub(super) fn control_server_gone(stage: &mut Stage) -> Result<()> {
     show.timing("the agents are connected again and have the change", begin.elapsed());
     let report = traffic.stop();
     show.say(format!("{} requests, {} failed", report.requests, report.failed));
-    show.expect(report.failed == 0, "no request failed, with the control server gone and an agent restarted")?;
+    show.expect(
+        report.failed == 0,
+        "no request failed, with the control server gone and an agent restarted",
+    )?;
     mesh.withdraw("21-web-4.yaml")?;
     Ok(())
 }
 
 fn steady(mesh: &mesh_lab::Mesh) -> Result<Traffic> {
-    let load = Load::http(&format!("http://{}/", WEB[0]))?.rate(RATE).connections(4).new_connection_per_request();
+    let load =
+        Load::http(&format!("http://{}/", WEB[0]))?.rate(RATE).connections(4).new_connection_per_request();
     Ok(mesh.lab().pod("client")?.traffic(load)?)
 }
 
@@ -103,7 +115,8 @@ fn phase(
     let end = Instant::now() + within;
     let mut seen = BTreeMap::new();
     let mut begin = Instant::now();
-    traffic.progress();
+    // What came before does not count.
+    let _ = traffic.progress();
     loop {
         std::thread::sleep(Duration::from_millis(20));
         let Progress { lately, failed, .. } = traffic.progress();
