@@ -7,6 +7,7 @@
 mod build;
 mod chart;
 mod ci;
+mod demo;
 mod ebpf;
 mod process;
 mod progress;
@@ -37,6 +38,8 @@ enum Task {
     BuildEbpf,
     /// Build the kernel programs and every binary of the workspace.
     Build(build::Options),
+    /// Show what the mesh does, with real clients and servers on two nodes.
+    Demo(demo::Options),
     /// Run every test, or those whose name contains FILTER.
     Test(test::Options),
     /// Run what continuous integration runs: tests, formatting, lints, documentation, the rendered chart.
@@ -64,6 +67,7 @@ fn run(task: &Task) -> Result<()> {
             ebpf::build(&workspace)
         }
         Task::Build(options) => build::task(&workspace, options),
+        Task::Demo(options) => demo::task(&workspace, options),
         Task::Test(options) => test::task(&workspace, options),
         Task::Ci => ci::task(&workspace),
         Task::Chart(options) => chart::task(&workspace, options),
