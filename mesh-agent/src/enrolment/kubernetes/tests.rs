@@ -1,0 +1,176 @@
+//! The source against a Kubernetes API on loopback.
+
+mod api_server;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use self::api_server::ApiServer;
+use super::*;
+use crate::enrolment::PodStatus;
+
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+struct Setup {
+    server: ApiServer,
+    desired: watch::Receiver<DesiredPods>,
+    statuses: watch::Sender<PodStatuses>,
+}
+
+impl Setup {
+    async fn new(provisional: DesiredPods) -> Self {
+        let (server, client) = ApiServer::start().await;
+        server.apply("namespaces", json!({"metadata": {"name": "shop", "labels": ambient()}}));
+        let settings =
+            KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
+        let statuses = watch::Sender::default();
+        let source = KubernetesSource::new(client, settings, provisional, statuses.subscribe());
+        let (sender, desired) = watch::channel(DesiredPods::default());
+        tokio::spawn(source.run(sender));
+        Self { server, desired, statuses }
+    }
+
+    /// Waits until the enrolled pods are these.
+    async fn enrolled(&mut self, names: &[&str]) {
+        let wanted = |desired: &DesiredPods| {
+            let enrolled = desired.pods.iter().filter(|pod| pod.enrolled).map(|pod| &*pod.name);
+            desired.complete && enrolled.eq(names.iter().copied())
+        };
+        let reached = timeout(Duration::from_secs(20), self.desired.wait_for(wanted)).await.is_ok();
+        assert!(reached, "{names:?} are not enrolled: {:?}", self.desired.borrow());
+    }
+
+    /// Reports all desired pods as the reconciler would, those that are enrolled as steered.
+    fn report(&self) {
+        let desired = self.desired.borrow();
+        let statuses: BTreeMap<_, _> = desired
+            .pods
+            .iter()
+            .map(|pod| {
+                let steered_since = pod.enrolled.then_some(1);
+                (Arc::clone(&pod.uid), PodStatus { pod: Arc::clone(pod), steered_since, error: None })
+            })
+            .collect();
+        self.statuses.send_replace(Arc::new(statuses));
+    }
+}
+
+fn ambient() -> Value {
+    json!({"istio.io/dataplane-mode": "ambient"})
+}
+
+fn pod(name: &str, address: &str, labels: Value) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": labels, "annotations": {}},
+        "spec": {"containers": [], "nodeName": "one"},
+        "status": {"phase": "Running", "podIPs": [{"ip": address}]},
+    })
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let poll = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(20), poll).await.is_ok(), "{what}");
+}
+
+#[tokio::test]
+async fn pods_come_change_and_go() {
+    let mut setup = Setup::new(DesiredPods::default()).await;
+    setup.server.apply("pods", pod("a", "10.0.0.1", json!({})));
+    setup.server.apply("pods", pod("b", "10.0.0.2", json!({"istio.io/dataplane-mode": "none"})));
+    setup.enrolled(&["a"]).await;
+    assert_eq!(setup.desired.borrow().pods.len(), 2);
+
+    // The namespace leaves the mesh, one of its pods stays.
+    setup.server.apply("pods", pod("b", "10.0.0.2", ambient()));
+    setup.enrolled(&["a", "b"]).await;
+    setup.server.apply("namespaces", json!({"metadata": {"name": "shop"}}));
+    setup.enrolled(&["b"]).await;
+
+    setup.server.delete("pods", "b");
+    setup.enrolled(&[]).await;
+    assert_eq!(setup.desired.borrow().pods.len(), 1);
+}
+
+#[tokio::test]
+async fn a_steered_pod_is_annotated_once_and_cleared_when_it_leaves() {
+    let mut setup = Setup::new(DesiredPods::default()).await;
+    setup.server.apply("pods", pod("a", "10.0.0.1", ambient()));
+    setup.enrolled(&["a"]).await;
+    assert_eq!(setup.server.patches(), []);
+
+    setup.report();
+    let server = setup.server.clone();
+    eventually("the pod is annotated", || server.annotation("a", REDIRECTION).as_deref() == Some("enabled"))
+        .await;
+    setup.report();
+
+    let mut leaving = pod("a", "10.0.0.1", json!({"istio.io/dataplane-mode": "none"}));
+    leaving["metadata"]["annotations"] = json!({REDIRECTION: "enabled"});
+    setup.server.apply("pods", leaving);
+    setup.enrolled(&[]).await;
+    setup.report();
+    eventually("the annotation is gone", || server.annotation("a", REDIRECTION).is_none()).await;
+    let patch = |value: Value| ("a".to_owned(), json!({REDIRECTION: value}));
+    assert_eq!(setup.server.patches(), [patch(json!("enabled")), patch(Value::Null)]);
+}
+
+#[tokio::test]
+async fn an_expired_watch_lists_anew_and_a_bookmark_keeps_it_from_expiring() {
+    let mut setup = Setup::new(DesiredPods::default()).await;
+    setup.server.apply("pods", pod("a", "10.0.0.1", ambient()));
+    setup.enrolled(&["a"]).await;
+
+    let lists = setup.server.lists();
+    setup.server.expire();
+    setup.server.apply("pods", pod("b", "10.0.0.2", ambient()));
+    setup.enrolled(&["a", "b"]).await;
+    assert!(setup.server.lists() > lists);
+    setup.server.bookmark();
+    setup.server.apply("pods", pod("c", "10.0.0.3", ambient()));
+    setup.enrolled(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn what_is_known_stays_while_the_api_is_away() {
+    let mut setup = Setup::new(DesiredPods::default()).await;
+    setup.server.apply("pods", pod("a", "10.0.0.1", ambient()));
+    setup.enrolled(&["a"]).await;
+    let before = setup.desired.borrow_and_update().clone();
+
+    setup.server.set_away(true);
+    setup.server.apply("pods", pod("b", "10.0.0.2", ambient()));
+    // Longer than the first attempts to come back take.
+    assert!(timeout(Duration::from_secs(2), setup.desired.changed()).await.is_err());
+    assert_eq!(*setup.desired.borrow(), before);
+
+    setup.server.set_away(false);
+    setup.enrolled(&["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn provisional_pods_serve_until_the_api_has_answered() {
+    let (server, client) = ApiServer::start().await;
+    server.set_away(true);
+    let settings =
+        KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
+    let mut translator = Translator::new(settings.clone());
+    let known: Pod = serde_json::from_value(pod("a", "10.0.0.1", ambient())).unwrap();
+    let provisional = translator.translate(&[Arc::new(known)], &HashMap::new());
+    let statuses = watch::Sender::default();
+    let source = KubernetesSource::new(client, settings, provisional, statuses.subscribe());
+    let (sender, mut desired) = watch::channel(DesiredPods::default());
+    tokio::spawn(source.run(sender));
+
+    let first = desired.wait_for(|desired| !desired.pods.is_empty()).await.unwrap().clone();
+    assert!(!first.complete && first.pods[0].enrolled);
+    server.set_away(false);
+    let answered = timeout(Duration::from_secs(20), desired.wait_for(|desired| desired.complete)).await;
+    assert_eq!(answered.unwrap().unwrap().pods, []);
+}
