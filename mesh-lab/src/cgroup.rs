@@ -44,7 +44,7 @@ pub(crate) fn entrance(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path.join("cgroup.procs"))
 }
 
-/// Kills everything in a lab's cgroup and removes it with all below.
+/// Kills everything in a cgroup and removes it with all below.
 pub(crate) fn remove(root: &Path) -> io::Result<()> {
     if !root.exists() {
         return Ok(());
@@ -58,9 +58,14 @@ pub(crate) fn remove(root: &Path) -> io::Result<()> {
         }
         thread::sleep(POLL);
     }
-    // The shared parent goes with the last lab: refused while others are there.
-    root.parent().map(fs::remove_dir);
     Ok(())
+}
+
+/// Removes the folder that all labs share; refused while there are others.
+pub(crate) fn remove_parent(root: &Path) {
+    if let Some(parent) = root.parent() {
+        let _ = fs::remove_dir(parent);
+    }
 }
 
 /// The files of a cgroup cannot be removed, only its directories, the deepest first.

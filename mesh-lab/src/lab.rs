@@ -11,7 +11,7 @@ use crate::machine::{Kind, Machine};
 use crate::netns::Namespace;
 use crate::network::{self, NetworkError};
 use crate::state::{self, ProcessId, Record};
-use crate::topology::{Addresses, SWITCH, Topology};
+use crate::topology::{Addresses, Node, Pod, SWITCH, Topology, TopologyError};
 
 /// Why a lab cannot be built, found or removed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum LabError {
         /// What there is.
         known: String,
     },
+    /// A pod cannot be added to the topology.
+    #[error("cannot add the pod")]
+    Pod(#[source] TopologyError),
     /// Somebody else's network namespace has a name that the lab needs.
     #[error(
         "the network namespace {name} is there and belongs to no lab: remove it with `ip netns del {name}` or use another lab name"
@@ -114,7 +117,7 @@ impl Lab {
             tracing::info!(lab = name, "removed a lab that its owner has left behind");
         }
         let namespaces = std::iter::once(SWITCH)
-            .chain(names(&topology))
+            .chain(topology.machine_names())
             .map(|name| namespace_name(&topology, name))
             .collect();
         let record = Record {
@@ -218,6 +221,56 @@ impl Lab {
         self.find("machine", name, |_| true)
     }
 
+    /// Adds a pod to a node of the running lab, with the next free addresses.
+    ///
+    /// # Errors
+    /// When there is no such node, the name is taken, or something cannot be made.
+    pub fn add_pod(&mut self, node: &str, pod: &str) -> Result<&Machine, LabError> {
+        self.node(node)?;
+        let mut topology = self.topology.clone();
+        let (node, pod) = topology.add_pod(node, pod).map_err(LabError::Pod)?;
+        let full_name = namespace_name(&self.topology, &pod.name);
+        if Namespace::exists(&full_name) {
+            return Err(LabError::NamespaceTaken { name: full_name });
+        }
+        state::update(self.name(), |record| {
+            record.namespaces.push(full_name);
+            record.topology = topology.clone();
+        })?;
+        let machine = self.pod_machine(&node, &pod, Namespace::create)?;
+        make_cgroup(&machine)?;
+        network::connect_pod(&node, self.node(&node.name)?.namespace(), &pod, machine.namespace())
+            .map_err(failed(&pod.name))?;
+        self.topology = topology;
+        self.machines.insert(pod.name.clone(), machine);
+        self.pod(&pod.name)
+    }
+
+    /// Removes a pod from the running lab, and kills what runs in its cgroup.
+    ///
+    /// # Errors
+    /// When there is no such pod, or a part of it cannot be removed.
+    pub fn remove_pod(&mut self, name: &str) -> Result<(), LabError> {
+        let pod = self.pod(name)?;
+        if let Some(cgroup) = pod.cgroup() {
+            cgroup::remove(cgroup)
+                .map_err(|source| LabError::Remove { what: cgroup.display().to_string(), source })?;
+        }
+        if let Kind::Pod { node, device, .. } = pod.kind() {
+            network::disconnect_pod(self.node(node)?.namespace(), device).map_err(failed(node))?;
+        }
+        let namespace = pod.namespace().name().to_owned();
+        Namespace::remove(&namespace)
+            .map_err(|source| LabError::Remove { what: format!("namespace {namespace}"), source })?;
+        self.machines.remove(name);
+        self.topology.remove_pod(name);
+        let topology = self.topology.clone();
+        state::update(self.name(), |record| {
+            record.namespaces.retain(|other| *other != namespace);
+            record.topology = topology;
+        })
+    }
+
     /// All machines, by name.
     pub fn machines(&self) -> impl Iterator<Item = &Machine> {
         self.machines.values()
@@ -247,47 +300,58 @@ impl Lab {
         let switch = Namespace::create(&namespace_name(&self.topology, SWITCH))
             .map_err(|source| LabError::Create { what: "the switch's namespace".to_owned(), source })?;
         self.add_machines(Namespace::create)?;
-        for path in self.machines.values().filter_map(Machine::cgroup) {
-            cgroup::create(path)
-                .map_err(|source| LabError::Create { what: path.display().to_string(), source })?;
-        }
+        self.machines.values().try_for_each(make_cgroup)?;
         self.wire(&switch)
     }
 
     /// Makes or opens the namespaces of the topology's machines.
     fn add_machines(&mut self, namespace: impl Fn(&str) -> io::Result<Namespace>) -> Result<(), LabError> {
-        let root = self.registry.cgroup.clone();
-        let mut add = |name: &str, kind: Kind, addresses: Addresses, cgroup: Option<PathBuf>| {
-            let full_name = namespace_name(&self.topology, name);
-            let namespace = namespace(&full_name)
-                .map_err(|source| LabError::Create { what: format!("the namespace {full_name}"), source })?;
-            let machine = Machine::new(name, kind, addresses, namespace, cgroup, Arc::clone(&self.registry));
-            self.machines.insert(name.to_owned(), machine);
-            Ok(())
-        };
         for node in &self.topology.nodes {
-            let cgroup = root.as_ref().map(|root| root.join(&node.name));
             for pod in &node.pods {
-                let kind = Kind::Pod {
-                    node: node.name.clone(),
-                    namespace: pod.namespace.clone(),
-                    device: pod.device.clone(),
-                };
-                add(&pod.name, kind, pod.addresses, cgroup.as_ref().map(|node| node.join(&pod.name)))?;
+                let machine = self.pod_machine(node, pod, &namespace)?;
+                self.machines.insert(pod.name.clone(), machine);
             }
-            add(&node.name, Kind::Node, node.uplink, cgroup)?;
+            let machine = self.make(&node.name, Kind::Node, node.uplink, &[&node.name], &namespace)?;
+            self.machines.insert(node.name.clone(), machine);
         }
         for host in &self.topology.hosts {
-            add(&host.name, Kind::Host, host.addresses, root.as_ref().map(|root| root.join(&host.name)))?;
+            let machine = self.make(&host.name, Kind::Host, host.addresses, &[&host.name], &namespace)?;
+            self.machines.insert(host.name.clone(), machine);
         }
         Ok(())
     }
 
-    fn wire(&self, switch: &Namespace) -> Result<(), LabError> {
-        let failed = |machine: &str| {
-            let machine = machine.to_owned();
-            move |source| LabError::Network { machine, source }
+    fn pod_machine(
+        &self,
+        node: &Node,
+        pod: &Pod,
+        namespace: impl Fn(&str) -> io::Result<Namespace>,
+    ) -> Result<Machine, LabError> {
+        let kind = Kind::Pod {
+            node: node.name.clone(),
+            namespace: pod.namespace.clone(),
+            device: pod.device.clone(),
         };
+        self.make(&pod.name, kind, pod.addresses, &[&node.name, &pod.name], namespace)
+    }
+
+    /// Makes or opens the namespace of one machine, and names its cgroup.
+    fn make(
+        &self,
+        name: &str,
+        kind: Kind,
+        addresses: Addresses,
+        cgroup: &[&str],
+        namespace: impl Fn(&str) -> io::Result<Namespace>,
+    ) -> Result<Machine, LabError> {
+        let full_name = namespace_name(&self.topology, name);
+        let namespace = namespace(&full_name)
+            .map_err(|source| LabError::Create { what: format!("the namespace {full_name}"), source })?;
+        let cgroup = self.registry.cgroup.as_ref().map(|root| root.join(cgroup.iter().collect::<PathBuf>()));
+        Ok(Machine::new(name, kind, addresses, namespace, cgroup, Arc::clone(&self.registry)))
+    }
+
+    fn wire(&self, switch: &Namespace) -> Result<(), LabError> {
         let topology = &self.topology;
         let mut uplinks = Vec::new();
         for name in
@@ -297,14 +361,11 @@ impl Lab {
         }
         network::connect_switch(switch, &uplinks).map_err(failed(SWITCH))?;
         for node in &topology.nodes {
-            let mut pods = Vec::new();
+            let namespace = self.node(&node.name)?.namespace();
+            network::connect_node(topology, node, namespace).map_err(failed(&node.name))?;
             for pod in &node.pods {
-                pods.push((pod, self.pod(&pod.name)?.namespace()));
-            }
-            network::connect_node(topology, node, self.node(&node.name)?.namespace(), &pods)
-                .map_err(failed(&node.name))?;
-            for (pod, namespace) in pods {
-                network::connect_pod(node, pod, namespace).map_err(failed(&pod.name))?;
+                network::connect_pod(node, namespace, pod, self.pod(&pod.name)?.namespace())
+                    .map_err(failed(&pod.name))?;
             }
         }
         for host in &topology.hosts {
@@ -330,11 +391,14 @@ impl Drop for Lab {
     }
 }
 
-fn names(topology: &Topology) -> impl Iterator<Item = &str> {
-    let nodes = topology.nodes.iter().map(|node| node.name.as_str());
-    nodes
-        .chain(topology.pods().map(|(_, pod)| pod.name.as_str()))
-        .chain(topology.hosts.iter().map(|host| host.name.as_str()))
+fn failed(machine: &str) -> impl FnOnce(NetworkError) -> LabError + use<> {
+    let machine = machine.to_owned();
+    move |source| LabError::Network { machine, source }
+}
+
+fn make_cgroup(machine: &Machine) -> Result<(), LabError> {
+    let Some(path) = machine.cgroup() else { return Ok(()) };
+    cgroup::create(path).map_err(|source| LabError::Create { what: path.display().to_string(), source })
 }
 
 fn namespace_name(topology: &Topology, machine: &str) -> String {

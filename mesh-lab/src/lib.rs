@@ -42,6 +42,6 @@ pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
 pub use mesh::{Manifests, Mesh, MeshError, Programs};
 pub use netns::Namespace;
-pub use network::NetworkError;
+pub use network::{NetworkError, POD_BRIDGE, UPLINK};
 pub use process::{Output, Process, ProcessError, Program};
 pub use topology::{Addresses, Cidrs, Cni, Families, Host, Node, Pod, Topology, TopologyError};

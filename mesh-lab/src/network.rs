@@ -25,10 +25,11 @@ use crate::topology::{Addresses, Cidrs, Cni, Host, Node, Pod, Topology};
 pub(crate) use netlink::NetlinkError;
 use netlink::{Netlink, Route};
 
-/// The first device of every machine, as in Kubernetes.
-const UPLINK: &str = "eth0";
+/// The first device of every machine: of a pod, its only one; of a node or host, the uplink.
+pub const UPLINK: &str = "eth0";
 const SWITCH_BRIDGE: &str = "sw0";
-const POD_BRIDGE: &str = "cni0";
+/// The bridge of a [`Cni::Bridge`] node.
+pub const POD_BRIDGE: &str = "cni0";
 /// The gateway of routed pods: never seen on a wire, the same on every device, as with Calico and the `ptp` plugin.
 const ROUTED_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const ROUTED_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -36,6 +37,13 @@ const ROUTED_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const UPLINK_PREFIX: Prefix = Prefix { v4: 24, v6: 64 };
 /// Prefix lengths of one address.
 const ONE_ADDRESS: Prefix = Prefix { v4: 32, v6: 128 };
+
+/// Duplicate address detection would keep addresses unusable for a second or more.
+const NO_DAD: [Sysctl; 2] =
+    [("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")];
+
+/// Path below /proc/sys, and value.
+type Sysctl = (&'static str, &'static str);
 
 /// What went wrong while wiring, and where.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +95,11 @@ pub(crate) fn connect_switch(
     })
 }
 
-/// Configures a node, and makes the devices of its pods.
+/// Configures a node.
 pub(crate) fn connect_node(
     topology: &Topology,
     node: &Node,
     namespace: &Namespace,
-    pods: &[(&Pod, &Namespace)],
 ) -> Result<(), NetworkError> {
     let mut sysctls = vec![("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
     if let Some(wanted) = node.bridge_netfilter {
@@ -112,19 +119,24 @@ pub(crate) fn connect_node(
                 netlink.add_address(POD_BRIDGE, gateway, range.prefix_len()).await?;
             }
         }
-        for (pod, pod_namespace) in pods {
-            netlink.add_veth(&pod.device, UPLINK, pod_namespace).await?;
-            match node.cni {
-                Cni::Bridge => netlink.add_port(&pod.device, POD_BRIDGE).await?,
-                Cni::Routed => route_to_pod(&netlink, node, pod).await?,
-            }
-        }
         Ok(())
     })
 }
 
-/// Configures a pod, after its node.
-pub(crate) fn connect_pod(node: &Node, pod: &Pod, namespace: &Namespace) -> Result<(), NetworkError> {
+/// Makes a pod's device on its node, and configures the pod.
+pub(crate) fn connect_pod(
+    node: &Node,
+    node_namespace: &Namespace,
+    pod: &Pod,
+    namespace: &Namespace,
+) -> Result<(), NetworkError> {
+    with_netlink(node_namespace, async |netlink| {
+        netlink.add_veth(&pod.device, UPLINK, namespace).await?;
+        match node.cni {
+            Cni::Bridge => netlink.add_port(&pod.device, POD_BRIDGE).await,
+            Cni::Routed => route_to_pod(&netlink, node, pod).await,
+        }
+    })?;
     configure(namespace, &[], async |netlink| {
         netlink.up(UPLINK).await?;
         for address in pod.addresses.iter() {
@@ -146,6 +158,11 @@ pub(crate) fn connect_pod(node: &Node, pod: &Pod, namespace: &Namespace) -> Resu
         }
         Ok(())
     })
+}
+
+/// Takes a pod's device away from its node; the routes to it and the pod's own end go with it.
+pub(crate) fn disconnect_pod(node_namespace: &Namespace, device: &str) -> Result<(), NetworkError> {
+    with_netlink(node_namespace, async |netlink| netlink.remove(device).await)
 }
 
 /// Configures a host outside the mesh. It knows the way to the pods as a well-configured network would.
@@ -222,27 +239,30 @@ fn default_route(address: IpAddr) -> IpNet {
 
 /// Does one machine's wiring on a thread in its namespace, after what every machine needs: sysctls first, since the kernel copies
 /// the defaults into a device when it is made, and the loopback device up.
-fn configure<F>(
-    namespace: &Namespace,
-    sysctls: &[(&'static str, &'static str)],
-    work: F,
-) -> Result<(), NetworkError>
+fn configure<F>(namespace: &Namespace, sysctls: &[Sysctl], work: F) -> Result<(), NetworkError>
 where
     F: AsyncFnOnce(Netlink) -> Result<(), NetlinkError> + Send,
 {
-    // Duplicate address detection would keep addresses unusable for a second or more.
-    let common = [("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")];
-    namespace.block_on(async || {
-        for &(key, value) in common.iter().chain(sysctls) {
-            // /proc/sys/net shows the namespace of the thread that opens it.
-            fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| NetworkError::Sysctl {
-                key,
-                value,
-                source,
-            })?;
-        }
-        let netlink = Netlink::open()?;
+    namespace.run(|| NO_DAD.iter().chain(sysctls).try_for_each(set_sysctl))??;
+    with_netlink(namespace, async |netlink| {
         netlink.up("lo").await?;
-        Ok(work(netlink).await?)
-    })?
+        work(netlink).await
+    })
+}
+
+/// Sets a sysctl of the calling thread's namespace, which is the one that /proc/sys/net shows it.
+fn set_sysctl(&(key, value): &Sysctl) -> Result<(), NetworkError> {
+    fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| NetworkError::Sysctl {
+        key,
+        value,
+        source,
+    })
+}
+
+/// Sends requests from a thread in the namespace.
+fn with_netlink<F>(namespace: &Namespace, work: F) -> Result<(), NetworkError>
+where
+    F: AsyncFnOnce(Netlink) -> Result<(), NetlinkError> + Send,
+{
+    namespace.block_on(async || Ok(work(Netlink::open()?).await?))?
 }

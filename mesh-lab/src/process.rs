@@ -26,6 +26,8 @@ use crate::state::ProcessId;
 
 /// How long [`Program::output`] waits for the program's end, unless told otherwise.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of each stream [`Program::output`] takes; a program that writes more gets SIGPIPE.
+const OUTPUT_MAX: u64 = 64 << 20;
 /// How often a running program is looked at.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -265,10 +267,10 @@ fn enter(namespace: &File, cgroup: Option<&File>) -> io::Result<()> {
     Ok(())
 }
 
-fn read_all(mut pipe: impl Read) -> Vec<u8> {
+fn read_all(pipe: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     // What could be read until the pipe broke is what there is.
-    let _ = pipe.read_to_end(&mut bytes);
+    let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
     bytes
 }
 

@@ -114,6 +114,7 @@ impl Record {
         if let Some(root) = &self.cgroup {
             cgroup::remove(root)
                 .map_err(|source| LabError::Remove { what: root.display().to_string(), source })?;
+            cgroup::remove_parent(root);
         }
         for namespace in &self.namespaces {
             Namespace::remove(namespace)

@@ -197,6 +197,34 @@ impl Topology {
         self
     }
 
+    /// Adds a pod to a node, with the next free addresses; returns both.
+    pub(crate) fn add_pod(&mut self, node: &str, pod: &str) -> Result<(Node, Pod), TopologyError> {
+        let refuse = |reason: String| TopologyError::Name { reason };
+        document::check_machine_name(pod).map_err(refuse)?;
+        if self.machine_names().any(|name| name == pod) {
+            return Err(refuse(format!("the name {pod:?} is taken")));
+        }
+        let node = self.nodes.iter_mut().find(|other| other.name == node);
+        let node = node.ok_or_else(|| refuse("there is no such node".to_owned()))?;
+        let pod = document::next_pod(node, pod).map_err(refuse)?;
+        node.pods.push(pod.clone());
+        Ok((node.clone(), pod))
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove_pod(&mut self, pod: &str) {
+        for node in &mut self.nodes {
+            node.pods.retain(|other| other.name != pod);
+        }
+    }
+
+    /// The names of all nodes, pods and hosts.
+    pub(crate) fn machine_names(&self) -> impl Iterator<Item = &str> {
+        let nodes = self.nodes.iter().map(|node| node.name.as_str());
+        let pods = self.pods().map(|(_, pod)| pod.name.as_str());
+        nodes.chain(pods).chain(self.hosts.iter().map(|host| host.name.as_str()))
+    }
+
     /// All pods with their nodes.
     pub fn pods(&self) -> impl Iterator<Item = (&Node, &Pod)> {
         self.nodes.iter().flat_map(|node| node.pods.iter().map(move |pod| (node, pod)))
@@ -217,8 +245,8 @@ pub enum TopologyError {
     /// The file describes no possible lab.
     #[error(transparent)]
     Invalid(Problems),
-    /// The name given instead of the file's is not a possible one.
-    #[error("lab name: {reason}")]
+    /// A name given later is not a possible one.
+    #[error("{reason}")]
     Name {
         /// What is wrong with it.
         reason: String,

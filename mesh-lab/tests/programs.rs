@@ -106,3 +106,31 @@ fn async_work_runs_inside() {
         pod.namespace().block_on(async || tokio::net::TcpStream::connect(address).await.is_ok()).unwrap();
     assert!(connected);
 }
+
+#[test]
+fn pods_come_and_go() {
+    let mut lab = lab();
+    let inside = |lab: &Lab| {
+        let list = lab.node("node1").unwrap().program("ls").unwrap().arg("/proc/sys/net/ipv4/conf").output();
+        list.unwrap().stdout.contains("p-late")
+    };
+    assert!(!inside(&lab));
+    let late = lab.add_pod("node1", "late").unwrap();
+    let address = late.address().unwrap();
+    let echo = late.echo(80).unwrap();
+    assert!(inside(&lab));
+    let load = mesh_lab::traffic::Load::http(&format!("http://{address}/")).unwrap().requests(1);
+    let report = lab.pod("pod").unwrap().traffic(load).unwrap().finish();
+    assert_eq!(report.pods["late"], 1, "{report}");
+    assert!(lab.add_pod("node1", "late").is_err() && lab.add_pod("node9", "other").is_err());
+    let mut program = lab.pod("late").unwrap().program("sleep").unwrap().arg("1000").spawn().unwrap();
+    drop(echo);
+    lab.remove_pod("late").unwrap();
+    assert!(lab.pod("late").is_err() && !inside(&lab));
+    if lab.pod("pod").unwrap().cgroup().is_some() {
+        assert!(!program.wait(SOON).unwrap().success(), "killed with its pod");
+    }
+    // The address is free again.
+    assert_eq!(lab.add_pod("node1", "later").unwrap().address(), Some(address));
+    lab.down().unwrap();
+}

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
-use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::address::{AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use nix::net::if_::if_nametoindex;
@@ -58,6 +58,12 @@ impl Netlink {
         done.map_err(|error| NetlinkError::new(&format!("bring {device} up"), error))
     }
 
+    /// Removes a device.
+    pub(super) async fn remove(&self, device: &str) -> Result<(), NetlinkError> {
+        let done = self.handle.link().del(index(device)?).execute().await;
+        done.map_err(|error| NetlinkError::new(&format!("remove {device}"), error))
+    }
+
     /// Makes a bridge, up.
     pub(super) async fn add_bridge(&self, name: &str) -> Result<(), NetlinkError> {
         let done = self.handle.link().add(LinkBridge::new(name).build()).execute().await;
@@ -103,6 +109,10 @@ impl Netlink {
         let mut request = self.handle.address().add(index(device)?, address, prefix);
         // Usable at once. The kernel ignores the flag for IPv4.
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        // Otherwise the kernel might call the world from a gateway that many devices share.
+        if matches!(address, IpAddr::V4(address) if address.is_link_local()) {
+            request.message_mut().header.scope = AddressScope::Link;
+        }
         let done = request.execute().await;
         done.map_err(|error| {
             NetlinkError::new(&format!("give {device} the address {address}/{prefix}"), error)

@@ -5,8 +5,8 @@
 
 use std::io;
 use std::process::{Child, Command};
-use std::sync::mpsc::{self, Sender, SyncSender};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
+use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 
 struct Request {
@@ -14,8 +14,8 @@ struct Request {
     answer: SyncSender<io::Result<Child>>,
 }
 
-static SPAWNER: LazyLock<io::Result<Mutex<Sender<Request>>>> = LazyLock::new(|| {
-    let (sender, requests) = mpsc::channel::<Request>();
+static SPAWNER: LazyLock<io::Result<SyncSender<Request>>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::sync_channel::<Request>(0);
     let serve = move || {
         for Request { mut command, answer } in requests {
             // Nobody waits any more: dropping the child would leave it running, but its machine's end kills it.
@@ -23,18 +23,14 @@ static SPAWNER: LazyLock<io::Result<Mutex<Sender<Request>>>> = LazyLock::new(|| 
         }
     };
     thread::Builder::new().name("mesh-lab-spawner".to_owned()).spawn(serve)?;
-    Ok(Mutex::new(sender))
+    Ok(sender)
 });
 
 /// Starts a program as a child of the spawner thread.
 pub(super) fn spawn(command: Command) -> io::Result<Child> {
     let sender = SPAWNER.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
     let (answer, result) = mpsc::sync_channel(1);
-    let gone = |_| io::Error::other("the thread that starts programs has ended");
-    sender
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .send(Request { command, answer })
-        .map_err(|_| gone(mpsc::RecvError))?;
-    result.recv().map_err(gone)?
+    let gone = || io::Error::other("the thread that starts programs has ended");
+    sender.send(Request { command, answer }).map_err(|_| gone())?;
+    result.recv().map_err(|_| gone())?
 }

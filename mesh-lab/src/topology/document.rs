@@ -16,6 +16,8 @@ pub(super) const LAB_NAME_MAX: usize = 48;
 const MACHINE_NAME_MAX: usize = 63;
 /// Longest device name: the kernel's IFNAMSIZ without its end mark.
 const DEVICE_NAME_MAX: usize = 15;
+/// Pods' addresses start here in their range: the first is the gateway's.
+const FIRST_POD: usize = 2;
 /// Name of the namespace that joins the uplinks.
 pub(crate) const SWITCH: &str = "switch";
 
@@ -91,6 +93,40 @@ pub(super) fn check_name(name: &str, max: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// A name of a node, pod or host, by itself.
+pub(super) fn check_machine_name(name: &str) -> Result<(), String> {
+    check_name(name, MACHINE_NAME_MAX)?;
+    if name == SWITCH {
+        return Err(format!("the name {SWITCH:?} is taken by the lab's own switch: use another"));
+    }
+    Ok(())
+}
+
+/// One pod more for a node, in the default namespace.
+pub(super) fn next_pod(node: &Node, name: &str) -> Result<Pod, String> {
+    let mut pool = Pool::default();
+    let taken = node.pods.iter().map(|pod| pod.addresses).chain([node.pod_cidrs.gateways()]);
+    for address in taken.flat_map(|addresses| addresses.iter()) {
+        pool.claim(address);
+    }
+    let addresses = Addresses {
+        v4: node.pod_cidrs.v4.and_then(|range| pool.next_v4(range, FIRST_POD)),
+        v6: node.pod_cidrs.v6.and_then(|range| pool.next_v6(range, FIRST_POD)),
+    };
+    if addresses.iter().count() != node.pod_cidrs.iter().count() {
+        return Err(format!("no free address is left on {}", node.name));
+    }
+    // A number that no pod has had, so that two long names cannot be cut to the same.
+    let unused = |position: &usize| node.pods.iter().all(|pod| pod.device != device_name(name, *position));
+    let position = (node.pods.len()..).find(unused).unwrap_or(usize::MAX);
+    Ok(Pod {
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        addresses,
+        device: device_name(name, position),
+    })
+}
+
 /// Goes through a document once, filling in what is missing and noting what is wrong. After a problem it goes on with a default, so
 /// that one run finds them all.
 #[derive(Default)]
@@ -139,7 +175,7 @@ impl Check {
             self.fill(&mut node.uplink, &uplinks, number, document);
             let range = node.pod_cidrs;
             for pod in &mut node.pods {
-                self.fill(&mut pod.addresses, &range, 2, document);
+                self.fill(&mut pod.addresses, &range, FIRST_POD, document);
             }
         }
         for (host, number) in hosts.iter_mut().zip(usize::from(NODES_MAX) + 1..) {
@@ -214,11 +250,8 @@ impl Check {
 
     /// A name of a node, pod or host. They share one set of names, because each is a network namespace of its own.
     fn machine(&mut self, name: &Spanned<String>) -> String {
-        if let Err(reason) = check_name(&name.value, MACHINE_NAME_MAX) {
+        if let Err(reason) = check_machine_name(&name.value) {
             self.problem(name, reason);
-        }
-        if name.value == SWITCH {
-            self.problem(name, format!("the name {SWITCH:?} is taken by the lab's own switch: use another"));
         }
         if let Some(line) = self.names.insert(name.value.clone(), name.referenced.line()) {
             self.problem(name, format!("the name {:?} is used twice, first on line {line}: nodes, pods and hosts share one set of names", name.value));
