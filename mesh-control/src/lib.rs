@@ -1,1 +1,15 @@
-//! mesh-control
+//! The control server of the mesh: reads Kubernetes resources and tells the agents of all nodes which workloads and
+//! services there are.
+//!
+//! ```text
+//! source ──Change──▶ translate ──Delta──▶ mesh_xds::server ──gRPC──▶ agents
+//!   │ files: manifests in directories
+//! ```
+//!
+//! A change travels the whole way as a change: a source says which resources differ, translation works out which
+//! outputs depend on them, and every agent is sent just those. The server keeps no state of its own; any number of
+//! them on the same source serve the same content under the same versions.
+
+pub mod model;
+pub mod source;
+pub mod translate;

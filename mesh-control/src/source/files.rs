@@ -1,0 +1,134 @@
+//! Manifests in directories, watched.
+//!
+//! A thread of its own does the blocking work. It looks at the directories when the kernel says that something
+//! changed there, a few milliseconds later so that changes made together are seen together, and every few seconds
+//! in case the kernel cannot say (network file systems, links out of the directory).
+//!
+//! A file that is being written is left alone until its writer closes it, because half of it may well be valid:
+//! a service with fewer ports, an empty file. Should the close never be seen, it is read after a moment anyway.
+
+mod directory;
+mod document;
+mod tree;
+mod writers;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tracing::{info, warn};
+
+use super::{Batch, BatchSender, Problem};
+use directory::{Directory, file_problem, read_bounded};
+use document::Manifest;
+use writers::Writers;
+
+/// Changes made together, such as the files of one `cp`, become one batch.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// Without events the directories are looked at this often.
+const RESCAN: Duration = Duration::from_secs(2);
+/// Events waiting to be looked at. One that does not fit is no loss: a look always sees everything.
+const EVENT_QUEUE: usize = 4096;
+
+/// Starts to read and watch `roots`; the first batch holds everything. The thread ends when the receiver is gone.
+pub fn watch(roots: Vec<PathBuf>, batches: BatchSender) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name("manifests".to_owned())
+        .spawn(move || FileSource { directory: Directory::new(roots.clone()), roots, batches }.run())?;
+    Ok(())
+}
+
+/// Reads single manifest files and returns everything that is wrong with them.
+pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
+    let (directories, files): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(|path| path.is_dir());
+    let mut problems: Vec<Problem> = files
+        .iter()
+        .flat_map(|path| match read_bounded(path) {
+            Ok(text) => Manifest::parse(path, &text).problems,
+            Err(reason) => vec![file_problem(path, reason)],
+        })
+        .collect();
+    let scan = Directory::new(directories).scan(|_| false);
+    problems.extend(scan.report.into_iter().flat_map(|report| report.problems));
+    problems
+}
+
+struct FileSource {
+    roots: Vec<PathBuf>,
+    directory: Directory,
+    batches: BatchSender,
+}
+
+impl FileSource {
+    fn run(mut self) {
+        let (events, received) = sync_channel(EVENT_QUEUE);
+        // Watching begins before the first look, so that nothing falls in between.
+        let watcher = self.watch(&events);
+        let mut writers = Writers::default();
+        let mut noticed = Instant::now();
+        let mut first = true;
+        while self.look(&writers, noticed, first) {
+            first = false;
+            noticed = wait(&received, &mut writers);
+        }
+        drop(watcher);
+    }
+
+    fn watch(&self, events: &SyncSender<notify::Event>) -> Option<RecommendedWatcher> {
+        let sink = events.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Opening and reading are events too, and looking at the directories does both.
+            if let Ok(event) = event
+                && (!event.kind.is_access() || writers::is_close(&event))
+            {
+                let _ = sink.try_send(event);
+            }
+        });
+        let mut watcher = watcher
+            .inspect_err(|error| warn!(%error, "changes are noticed only every {RESCAN:?}: no file events"))
+            .ok()?;
+        for root in &self.roots {
+            if let Err(error) = watcher.watch(root, RecursiveMode::Recursive) {
+                warn!(directory = %root.display(), %error, "changes are noticed only every {RESCAN:?}");
+            }
+        }
+        Some(watcher)
+    }
+
+    /// Looks at the directories and sends what is new; `false` if nobody listens any more.
+    fn look(&mut self, writers: &Writers, noticed: Instant, first: bool) -> bool {
+        let scan = self.directory.scan(|path| writers.is_writing(path));
+        let Some(report) = scan.report else {
+            return !self.batches.is_closed();
+        };
+        info!(files = report.files.len(), problems = report.problems.len(), changes = scan.changes.len(), first, "manifests read");
+        self.batches.blocking_send(Batch { changes: scan.changes, noticed, report: Arc::new(report) }).is_ok()
+    }
+}
+
+/// Waits until it is time for another look; returns when the first sign of a change was seen.
+fn wait(events: &Receiver<notify::Event>, writers: &mut Writers) -> Instant {
+    let timeout = writers.next_expiry().unwrap_or(RESCAN).min(RESCAN);
+    let first = match events.recv_timeout(timeout) {
+        Ok(event) => event,
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            // Without a watcher the channel stays open: this function holds no sender, the source does.
+            return Instant::now();
+        }
+    };
+    let noticed = Instant::now();
+    writers.note(&first);
+    loop {
+        let left = DEBOUNCE.saturating_sub(noticed.elapsed());
+        match events.recv_timeout(left) {
+            Ok(event) => writers.note(&event),
+            Err(_) => return noticed,
+        }
+        if left.is_zero() {
+            return noticed;
+        }
+    }
+}

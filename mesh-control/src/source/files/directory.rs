@@ -1,0 +1,322 @@
+//! The manifests of some directories, file by file, and what they amount to together.
+//!
+//! Each file keeps the last good version of every resource it gave: a document that is refused leaves the one it
+//! gave before in place, and while a document cannot even be told apart, nothing the file gave before goes away.
+//! Between files the first owner of a resource keeps it; another file that has the same one is told so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{fs, io};
+
+use tracing::{info, warn};
+
+use super::document::{Given, Manifest};
+use crate::model::findings::Severity;
+use crate::model::{Resource, ResourceKey};
+use crate::source::{Change, FileReport, Problem, Report};
+
+/// Larger files are refused: nobody writes them, and reading one must not exhaust the memory.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Files read from one directory tree.
+const MAX_FILES: usize = 10_000;
+/// Directories below a root; also ends loops of symbolic links.
+const MAX_DEPTH: usize = 16;
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// The manifests of some directories.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    roots: Vec<PathBuf>,
+    files: BTreeMap<PathBuf, ManifestFile>,
+    owners: HashMap<ResourceKey, PathBuf>,
+    /// Problems with directories themselves.
+    unreadable: Vec<Problem>,
+    /// Kinds already spoken of.
+    ignored: HashSet<String>,
+    /// Problems already spoken of.
+    reported: BTreeSet<Problem>,
+}
+
+#[derive(Debug, Default)]
+struct ManifestFile {
+    stamp: Option<Stamp>,
+    resources: BTreeMap<ResourceKey, Given>,
+    problems: Vec<Problem>,
+}
+
+/// What changes when the content of a file does. The inode tells a file from the one it was renamed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+/// What a look at the directories found.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) changes: Vec<Change>,
+    /// Present if anything about the files is news.
+    pub(super) report: Option<Report>,
+}
+
+impl Directory {
+    pub(super) fn new(roots: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { roots: roots.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Reads what changed since the last look. Files that are `unfinished` (somebody is writing them) are left as
+    /// they were.
+    pub(super) fn scan(&mut self, unfinished: impl Fn(&Path) -> bool) -> Scan {
+        let found = self.list();
+        let mut touched = BTreeSet::new();
+        let mut news = found.problems != self.unreadable;
+        self.unreadable = found.problems;
+
+        let gone: Vec<PathBuf> = self
+            .files
+            .keys()
+            .filter(|path| !found.files.contains_key(*path) && !found.unlisted.iter().any(|dir| path.starts_with(dir)))
+            .cloned()
+            .collect();
+        // What the owners served before the files change, to compare with afterwards.
+        let mut before: BTreeMap<ResourceKey, Resource> = BTreeMap::new();
+        for path in gone {
+            self.remember(&path, &mut before);
+            if let Some(file) = self.files.remove(&path) {
+                touched.extend(file.resources.into_keys());
+            }
+            news = true;
+        }
+        for (path, stamp) in found.files {
+            let known = self.files.get(&path).is_some_and(|file| file.stamp == stamp && stamp.is_some());
+            if known || unfinished(&path) {
+                continue;
+            }
+            self.remember(&path, &mut before);
+            touched.extend(self.read(&path, stamp));
+            news = true;
+        }
+        let changes = self.settle(touched, &before);
+        Scan { changes, report: news.then(|| self.report()) }
+    }
+
+    /// Keeps what `path` serves now.
+    fn remember(&self, path: &Path, before: &mut BTreeMap<ResourceKey, Resource>) {
+        let Some(file) = self.files.get(path) else {
+            return;
+        };
+        for (key, given) in &file.resources {
+            if self.owners.get(key).is_some_and(|owner| owner == path) {
+                before.insert(key.clone(), given.resource.clone());
+            }
+        }
+    }
+
+    /// Reads one file; returns the resources it gave or gives.
+    fn read(&mut self, path: &Path, stamp: Option<Stamp>) -> BTreeSet<ResourceKey> {
+        let file = self.files.entry(path.to_owned()).or_default();
+        file.stamp = stamp;
+        let mut touched: BTreeSet<ResourceKey> = file.resources.keys().cloned().collect();
+        let manifest = match read_bounded(path) {
+            Ok(text) => Manifest::parse(path, &text),
+            Err(reason) => Manifest::unreadable(file_problem(path, reason)),
+        };
+        for (kind, line) in &manifest.ignored {
+            if self.ignored.insert(kind.clone()) {
+                info!(file = %path.display(), line, kind, "the mesh is not made of this kind: it is left alone");
+            }
+        }
+        file.adopt(manifest);
+        touched.extend(file.resources.keys().cloned());
+        touched
+    }
+
+    /// Finds the owner of each resource in `touched` and what that changes.
+    fn settle(&mut self, touched: BTreeSet<ResourceKey>, before: &BTreeMap<ResourceKey, Resource>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for key in touched {
+            let owned = self.owners.get(&key).filter(|owner| self.gives(owner, &key)).cloned();
+            let owner = owned.or_else(|| self.files.keys().find(|path| self.gives(path, &key)).cloned());
+            let Some(owner) = owner else {
+                self.owners.remove(&key);
+                if before.contains_key(&key) {
+                    changes.push(Change::Remove(key));
+                }
+                continue;
+            };
+            let given = self.files.get(&owner).and_then(|file| file.resources.get(&key));
+            if let Some(given) = given.filter(|given| before.get(&key) != Some(&given.resource)) {
+                changes.push(Change::Upsert(given.resource.clone()));
+            }
+            self.owners.insert(key, owner);
+        }
+        changes
+    }
+
+    fn gives(&self, path: &Path, key: &ResourceKey) -> bool {
+        self.files.get(path).is_some_and(|file| file.resources.contains_key(key))
+    }
+
+    fn report(&mut self) -> Report {
+        let mut problems = self.unreadable.clone();
+        for (path, file) in &self.files {
+            problems.extend(file.problems.iter().cloned());
+            for (key, given) in &file.resources {
+                if let Some(owner) = self.owners.get(key).filter(|owner| *owner != path) {
+                    problems.push(self.duplicate(path, key, given, owner));
+                }
+            }
+        }
+        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
+        for problem in now.difference(&self.reported) {
+            warn!("{problem}");
+        }
+        if !self.reported.is_empty() && now.is_empty() {
+            info!("nothing is wrong with the manifests any more");
+        }
+        self.reported = now;
+        let files = self.files.iter().map(|(path, file)| FileReport {
+            path: path.clone(),
+            resources: file
+                .resources
+                .keys()
+                .filter(|key| self.owners.get(key).is_some_and(|owner| owner == path))
+                .count(),
+        });
+        Report { files: files.collect(), problems }
+    }
+
+    fn duplicate(&self, path: &Path, key: &ResourceKey, given: &Given, owner: &Path) -> Problem {
+        let first = self.files.get(owner).and_then(|file| file.resources.get(key)).map_or(0, |given| given.line);
+        Problem {
+            line: given.line,
+            document_line: given.line,
+            resource: Some(key.to_string()),
+            reason: format!("is defined in {}:{first} already: this one is not used", owner.display()),
+            ..file_problem(path, String::new())
+        }
+    }
+
+    fn list(&self) -> Listing {
+        let mut listing = Listing::default();
+        for root in &self.roots {
+            listing.visit(root, 0);
+        }
+        listing
+    }
+}
+
+impl ManifestFile {
+    /// Takes over what a file says now, keeping the last good version of what is refused.
+    fn adopt(&mut self, mut manifest: Manifest) {
+        let before = std::mem::take(&mut self.resources);
+        let kept = |key: &ResourceKey| {
+            before.contains_key(key) && !manifest.resources.contains_key(key) && manifest.refused.contains(key)
+        };
+        for problem in &mut manifest.problems {
+            let of = |key: &ResourceKey| problem.resource.as_deref() == Some(key.to_string().as_str());
+            let unnamed = problem.resource.is_none() && manifest.unidentified && !before.is_empty();
+            problem.last_good_served = problem.severity == Severity::Refused
+                && (unnamed || manifest.refused.iter().any(|key| of(key) && kept(key)));
+        }
+        self.problems = manifest.problems;
+        self.resources = manifest.resources;
+        for (key, given) in before {
+            if manifest.unidentified || manifest.refused.contains(&key) {
+                self.resources.entry(key).or_insert(given);
+            }
+        }
+    }
+}
+
+/// What lies in the directories.
+#[derive(Debug, Default)]
+struct Listing {
+    files: BTreeMap<PathBuf, Option<Stamp>>,
+    /// Directories that could not be read: what they gave stays.
+    unlisted: Vec<PathBuf>,
+    problems: Vec<Problem>,
+}
+
+impl Listing {
+    fn visit(&mut self, directory: &Path, depth: usize) {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            // A directory below a root that has just been removed took its files with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return,
+            Err(error) => return self.unlisted(directory, &format!("cannot be read: {error}")),
+        };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths {
+            // Hidden are an editor's temporary files and the versions behind a mounted ConfigMap's links.
+            let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+            // Follows links: a mounted ConfigMap is made of them.
+            let Some(metadata) = fs::metadata(&path).ok().filter(|_| !hidden) else {
+                continue;
+            };
+            if metadata.is_dir() && depth < MAX_DEPTH {
+                self.visit(&path, depth + 1);
+            } else if metadata.is_file() && is_manifest(&path) {
+                if self.files.len() >= MAX_FILES {
+                    return self.unlisted(directory, &format!("has more than {MAX_FILES} manifests"));
+                }
+                self.files.insert(path, Some(Stamp::of(&metadata)));
+            }
+        }
+    }
+
+    fn unlisted(&mut self, directory: &Path, reason: &str) {
+        self.problems.push(file_problem(directory, reason.to_owned()));
+        self.unlisted.push(directory.to_owned());
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self {
+            modified: metadata.modified().ok(),
+            length: metadata.len(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// Whether a file of this name is read.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| EXTENSIONS.contains(&extension))
+}
+
+/// A file's text, or why it cannot be had.
+pub(super) fn read_bounded(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("is larger than {} MiB: split it", MAX_FILE_BYTES >> 20));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: {error}"))
+}
+
+pub(super) fn file_problem(path: &Path, reason: String) -> Problem {
+    Problem {
+        file: path.to_owned(),
+        line: 0,
+        document_line: 0,
+        severity: Severity::Refused,
+        resource: None,
+        field: None,
+        reason,
+        last_good_served: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! From resources to what agents are told: the `Address` resources of the workload protocol.
+//!
+//! Every input that becomes an output is an [`Item`]. A change marks the items that look at what changed
+//! ([`inputs::Inputs`] knows who looks at what), each marked item is translated anew by a function of the inputs
+//! alone, and only what came out different goes on. The result is therefore the same whichever way the inputs came
+//! to be what they are, which the tests check with random changes.
+
+mod endpoint;
+mod index;
+mod inputs;
+mod membership;
+mod pod;
+mod service;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_xds::proto::workload::address::Type;
+use mesh_xds::proto::workload::{Address, NetworkAddress, NetworkMode, Service, Workload};
+use tracing::warn;
+
+use crate::model::{Kind, ObjectName};
+use crate::source::Change;
+use inputs::Inputs;
+
+/// What is the same for everything in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// Name of the cluster, the first part of every workload's uid.
+    pub cluster_id: String,
+    /// Domain of Kubernetes services, `cluster.local`.
+    pub cluster_domain: String,
+    /// Network of what does not say otherwise.
+    pub network: String,
+    /// Trust domain of the identities.
+    pub trust_domain: String,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            cluster_id: "Kubernetes".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            network: String::new(),
+            trust_domain: "cluster.local".to_owned(),
+        }
+    }
+}
+
+impl Mesh {
+    /// The host name of a Kubernetes service.
+    fn hostname(&self, service: &ObjectName) -> String {
+        format!("{}.{}.svc.{}", service.name, service.namespace, self.cluster_domain)
+    }
+
+    /// The trust domain as the protocol has it: the usual one is left out.
+    fn wire_trust_domain(&self) -> String {
+        if self.trust_domain == "cluster.local" { String::new() } else { self.trust_domain.clone() }
+    }
+
+    fn uid(&self, kind: Kind, name: &ObjectName) -> String {
+        format!("{}/{}/{kind}/{}/{}", self.cluster_id, kind.group(), name.namespace, name.name)
+    }
+}
+
+/// An input that becomes one or more outputs. Where two of them claim one name, the smaller has it: a Kubernetes
+/// service before a service entry for the same host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Item {
+    Service(ObjectName),
+    ServiceEntry(ObjectName),
+    Pod(ObjectName),
+    WorkloadEntry(ObjectName),
+    EndpointSlice(ObjectName),
+}
+
+/// A resource as agents get it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddressResource {
+    /// `uid` of a workload, `namespace/hostname` of a service.
+    pub name: String,
+    /// `network/ip` for each of its addresses: agents may ask by them.
+    pub aliases: Vec<String>,
+    /// The content.
+    pub address: Address,
+}
+
+impl From<Workload> for AddressResource {
+    fn from(workload: Workload) -> Self {
+        // A shared address does not tell who is there.
+        let own = workload.network_mode() != NetworkMode::HostNetwork;
+        let addresses = workload.addresses.iter().filter(|_| own);
+        Self {
+            name: workload.uid.clone(),
+            aliases: addresses.filter_map(|address| alias(&workload.network, address)).collect(),
+            address: Address { r#type: Some(Type::Workload(workload)) },
+        }
+    }
+}
+
+impl From<Service> for AddressResource {
+    fn from(service: Service) -> Self {
+        let addresses = service.addresses.iter();
+        Self {
+            name: format!("{}/{}", service.namespace, service.hostname),
+            aliases: addresses.filter_map(|address| alias(&address.network, &address.address)).collect(),
+            address: Address { r#type: Some(Type::Service(service)) },
+        }
+    }
+}
+
+/// What a change of inputs amounts to.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Delta {
+    /// Resources that are new or different, by name.
+    pub upserts: Vec<Arc<AddressResource>>,
+    /// Names of resources that are gone.
+    pub removals: Vec<String>,
+}
+
+impl Delta {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removals.is_empty()
+    }
+}
+
+/// Keeps the outputs up to date with the inputs.
+#[derive(Debug, Default)]
+pub struct Translator {
+    mesh: Mesh,
+    inputs: Inputs,
+    /// Who produces a resource of a name, the one that counts first.
+    claims: HashMap<String, BTreeMap<Item, Arc<AddressResource>>>,
+    /// What an item produces.
+    produced: HashMap<Item, Vec<String>>,
+}
+
+impl Translator {
+    /// Nothing yet.
+    pub fn new(mesh: Mesh) -> Self {
+        Self { mesh, ..Self::default() }
+    }
+
+    /// Works the changes in and returns what they change.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Delta {
+        let mut dirty = BTreeSet::new();
+        for change in changes {
+            self.inputs.apply(change, &mut dirty);
+        }
+        let mut before = BTreeMap::new();
+        for item in dirty {
+            self.refresh(item, &mut before);
+        }
+        let mut delta = Delta::default();
+        for (name, was) in before {
+            match (was, self.resource(&name)) {
+                (Some(was), Some(now)) if was == now => {}
+                (_, Some(now)) => delta.upserts.push(now),
+                (Some(_), None) => delta.removals.push(name),
+                (None, None) => {}
+            }
+        }
+        delta
+    }
+
+    /// Number of inputs of each kind.
+    pub fn inputs(&self) -> impl Iterator<Item = (Kind, usize)> {
+        Kind::ALL.into_iter().map(|kind| (kind, self.inputs.count(kind)))
+    }
+
+    /// The output of this name.
+    fn resource(&self, name: &str) -> Option<Arc<AddressResource>> {
+        self.claims.get(name)?.values().next().cloned()
+    }
+
+    /// Translates an item anew, and notes in `before` what its outputs were until now.
+    fn refresh(&mut self, item: Item, before: &mut BTreeMap<String, Option<Arc<AddressResource>>>) {
+        for name in self.produced.remove(&item).unwrap_or_default() {
+            before.entry(name.clone()).or_insert_with(|| self.resource(&name));
+            if let Some(claims) = self.claims.get_mut(&name) {
+                claims.remove(&item);
+                if claims.is_empty() {
+                    self.claims.remove(&name);
+                }
+            }
+        }
+        let mut names = Vec::new();
+        for resource in self.translate(&item) {
+            let name = resource.name.clone();
+            before.entry(name.clone()).or_insert_with(|| self.resource(&name));
+            let claims = self.claims.entry(name.clone()).or_default();
+            claims.insert(item.clone(), Arc::new(resource));
+            if let (Some((owner, _)), Some((second, _))) = (claims.iter().next(), claims.iter().nth(1)) {
+                warn!(name, ?owner, ?second, "two resources claim one name: only the first is served");
+            }
+            names.push(name);
+        }
+        if !names.is_empty() {
+            self.produced.insert(item, names);
+        }
+    }
+
+    fn translate(&self, item: &Item) -> Vec<AddressResource> {
+        let (mesh, inputs) = (&self.mesh, &self.inputs);
+        let resources = match item {
+            Item::Service(name) => inputs
+                .services
+                .get(name)
+                .and_then(|service| service::kubernetes(mesh, inputs, service))
+                .map(|service| vec![service.into()]),
+            Item::ServiceEntry(name) => {
+                inputs.service_entries.get(name).map(|entry| service::entry(mesh, entry))
+            }
+            Item::Pod(name) => inputs
+                .pods
+                .get(name)
+                .and_then(|pod| pod::workload(mesh, inputs, pod))
+                .map(|workload| vec![workload.into()]),
+            Item::WorkloadEntry(name) => inputs
+                .workload_entries
+                .get(name)
+                .map(|entry| vec![endpoint::workload_entry(mesh, inputs, entry).into()]),
+            Item::EndpointSlice(name) => {
+                inputs.slices.get(name).map(|slice| endpoint::opaque(mesh, inputs, slice))
+            }
+        };
+        resources.unwrap_or_default()
+    }
+}
+
+/// An address as the protocol has it: 4 or 16 bytes.
+pub(crate) fn octets(address: IpAddr) -> Bytes {
+    match address {
+        IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),
+    }
+}
+
+fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
+    NetworkAddress { network: network.to_owned(), address: octets(address), length: None }
+}
+
+fn alias(network: &str, octets: &[u8]) -> Option<String> {
+    let address = <[u8; 4]>::try_from(octets)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()?;
+    Some(format!("{network}/{address}"))
+}

@@ -1,0 +1,121 @@
+//! Sets of values by key, and resources by what their labels or selectors say.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::model::{Labels, Selector};
+
+/// Any number of values for a key, in order.
+#[derive(Debug)]
+pub(super) struct Index<K, V> {
+    values: HashMap<K, BTreeSet<V>>,
+}
+
+impl<K, V> Default for Index<K, V> {
+    fn default() -> Self {
+        Self { values: HashMap::new() }
+    }
+}
+
+impl<K: Eq + Hash, V: Ord> Index<K, V> {
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        self.values.entry(key).or_default().insert(value);
+    }
+
+    pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q, value: &V)
+    where
+        K: Borrow<Q>,
+    {
+        if let Some(values) = self.values.get_mut(key) {
+            values.remove(value);
+            if values.is_empty() {
+                self.values.remove(key);
+            }
+        }
+    }
+
+    pub(super) fn of<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> impl Iterator<Item = &V>
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get(key).into_iter().flatten()
+    }
+
+    pub(super) fn len_of<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> usize
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get(key).map_or(0, BTreeSet::len)
+    }
+}
+
+/// A label of a namespace's resources.
+type Label = (Arc<str>, String, String);
+
+fn label(namespace: &Arc<str>, (key, value): (&String, &String)) -> Label {
+    (Arc::clone(namespace), key.clone(), value.clone())
+}
+
+/// Resources by each of their labels, to find what a selector may select.
+#[derive(Debug)]
+pub(super) struct Labelled<V>(Index<Label, V>);
+
+impl<V> Default for Labelled<V> {
+    fn default() -> Self {
+        Self(Index::default())
+    }
+}
+
+impl<V: Ord + Clone> Labelled<V> {
+    pub(super) fn insert(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
+        for pair in labels {
+            self.0.insert(label(namespace, pair), value.clone());
+        }
+    }
+
+    pub(super) fn remove(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
+        for pair in labels {
+            self.0.remove(&label(namespace, pair), value);
+        }
+    }
+
+    /// Resources that have the rarest of the selector's labels; the others are for the caller to check.
+    pub(super) fn candidates(&self, namespace: &Arc<str>, selector: &Selector) -> Vec<V> {
+        let rarest = selector
+            .labels()
+            .map(|pair| label(namespace, pair))
+            .min_by_key(|label| self.0.len_of(label));
+        rarest.map(|label| self.0.of(&label).cloned().collect()).unwrap_or_default()
+    }
+}
+
+/// Selecting resources by the first label of their selector, to find who may select something.
+#[derive(Debug)]
+pub(super) struct Selecting<V>(Index<Label, V>);
+
+impl<V> Default for Selecting<V> {
+    fn default() -> Self {
+        Self(Index::default())
+    }
+}
+
+impl<V: Ord> Selecting<V> {
+    pub(super) fn insert(&mut self, namespace: &Arc<str>, selector: &Selector, value: V) {
+        if let Some(first) = selector.labels().next() {
+            self.0.insert(label(namespace, first), value);
+        }
+    }
+
+    pub(super) fn remove(&mut self, namespace: &Arc<str>, selector: &Selector, value: &V) {
+        if let Some(first) = selector.labels().next() {
+            self.0.remove(&label(namespace, first), value);
+        }
+    }
+
+    /// Whoever selects at least one of the labels; the others are for the caller to check.
+    pub(super) fn candidates(&self, namespace: &Arc<str>, labels: &Labels) -> impl Iterator<Item = &V> {
+        labels.iter().flat_map(move |pair| self.0.of(&label(namespace, pair)).collect::<Vec<_>>())
+    }
+}
