@@ -20,6 +20,7 @@
 //! ```
 
 mod clients;
+mod observer;
 mod session;
 mod store;
 mod subscription;
@@ -36,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 pub use self::clients::{ClientStatus, TypeStatus};
+pub use self::observer::{Observer, SentResponse};
 pub use self::store::{Applied, ResourceStore, Snapshot, Transaction};
 pub use self::table::StoredResource;
 
@@ -70,6 +72,8 @@ pub struct ServerConfig {
     pub max_names: usize,
     /// Clients served at the same time. 10,000 by default.
     pub max_clients: usize,
+    /// Is told of what is sent and refused. Nobody by default.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl Default for ServerConfig {
@@ -82,6 +86,7 @@ impl Default for ServerConfig {
             max_request_bytes: 32 * 1024 * 1024,
             max_names: 100_000,
             max_clients: 10_000,
+            observer: None,
         }
     }
 }

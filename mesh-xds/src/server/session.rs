@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use super::clients::Registration;
+use super::observer::SentResponse;
 use super::store::Snapshot;
 use super::subscription::{Batch, Interest, Subscription};
 use super::table::Table;
@@ -129,6 +130,9 @@ impl Session {
 
         let state = self.types.entry(Arc::clone(&type_url)).or_default();
         if let Some(answered) = state.in_flight.take_if(|sent| sent.nonce == request.response_nonce) {
+            if let (Some(observer), Some(_)) = (&self.config.observer, &request.error_detail) {
+                observer.refused(&type_url);
+            }
             self.registration.update_type(&type_url, |status| {
                 status.in_flight = false;
                 status.acknowledged_version = answered.version;
@@ -173,6 +177,7 @@ impl Session {
     fn send(&mut self, type_url: &Arc<str>, table: &Table) -> Result<(), Status> {
         let Some(state) = self.types.get_mut(type_url) else { return Ok(()) };
         if state.in_flight.is_none() {
+            let after = state.subscription.cursor();
             let batch = state
                 .subscription
                 .next_batch(table, self.config.response_bytes)
@@ -192,6 +197,15 @@ impl Session {
                     status.responses += 1;
                     status.resources += batch.resources.len() as u64;
                 });
+                if let Some(observer) = &self.config.observer {
+                    observer.sent(&SentResponse {
+                        type_url,
+                        after,
+                        upto: version,
+                        resources: batch.resources.len(),
+                        bytes: batch.bytes(),
+                    });
+                }
                 let response = self.config.response(type_url, nonce, version, batch);
                 // Never full: it has a place for every type.
                 let _ = self.responses.try_send(Ok(response));

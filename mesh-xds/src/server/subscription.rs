@@ -64,6 +64,10 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn push(&mut self, resource: &StoredResource) {
         self.bytes += resource.encoded().len();
         self.resources.push(resource.encoded().clone());
