@@ -10,6 +10,11 @@
 //! outputs depend on them, and every agent is sent just those. The server keeps no state of its own; any number of
 //! them on the same source serve the same content under the same versions.
 
+pub mod control;
+pub mod metrics;
 pub mod model;
+mod serve;
+pub mod settings;
 pub mod source;
+pub mod status;
 pub mod translate;

@@ -48,6 +48,8 @@ pub struct Report {
     pub files: Vec<FileReport>,
     /// Everything that is wrong in it now.
     pub problems: Vec<Problem>,
+    /// Directories that were never read as a whole: what they give is not known.
+    pub unread: Vec<PathBuf>,
 }
 
 impl Report {

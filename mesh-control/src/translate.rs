@@ -26,6 +26,7 @@ use tracing::warn;
 
 use crate::model::{Kind, ObjectName};
 use crate::source::Change;
+use crate::status::Served;
 use inputs::Inputs;
 
 /// What is the same for everything in the mesh.
@@ -139,6 +140,7 @@ pub struct Translator {
     claims: HashMap<String, BTreeMap<Item, Arc<AddressResource>>>,
     /// What an item produces.
     produced: HashMap<Item, Vec<String>>,
+    served: Served,
 }
 
 impl Translator {
@@ -159,7 +161,9 @@ impl Translator {
         }
         let mut delta = Delta::default();
         for (name, was) in before {
-            match (was, self.resource(&name)) {
+            let now = self.resource(&name);
+            self.served.replace(was.as_deref(), now.as_deref());
+            match (was, now) {
                 (Some(was), Some(now)) if was == now => {}
                 (_, Some(now)) => delta.upserts.push(now),
                 (Some(_), None) => delta.removals.push(name),
@@ -172,6 +176,11 @@ impl Translator {
     /// Number of inputs of each kind.
     pub fn inputs(&self) -> impl Iterator<Item = (Kind, usize)> {
         Kind::ALL.into_iter().map(|kind| (kind, self.inputs.count(kind)))
+    }
+
+    /// Number of outputs.
+    pub fn served(&self) -> Served {
+        self.served
     }
 
     /// The output of this name.

@@ -23,7 +23,7 @@ const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPo
 const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
 const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
 /// Ours: what happens to new connections of the pod while no agent runs on its node, `open` or `closed`.
-const FAILURE_MODE: &str = "mesh-agent/failure-mode";
+const FAILURE_MODE: &str = "mesh.io/failure-mode";
 
 /// Whether the labels of a pod or namespace enrol it in the mesh or keep it out; `None` if they do not say.
 pub(super) fn enrolled(labels: &Labels, place: &FieldPath, findings: &mut Findings) -> Option<bool> {
@@ -59,15 +59,15 @@ pub(super) fn traffic_distribution(
 pub(super) fn redirection(annotations: &Labels, findings: &mut Findings) -> Option<TrafficRedirection> {
     let mut read = Annotations { annotations, findings };
     let rules = TrafficRedirection {
-        include_inbound_ports: read.selection(INCLUDE_INBOUND_PORTS).map(|(text, place)| Ports {
-            ports: read.findings.ports(text, &place),
-        }),
+        include_inbound_ports: read
+            .selection(INCLUDE_INBOUND_PORTS)
+            .map(|(text, place)| Ports { ports: read.findings.ports(text, &place) }),
         exclude_inbound_ports: read.ports(EXCLUDE_INBOUND_PORTS),
         include_outbound_ports: read.ports(INCLUDE_OUTBOUND_PORTS),
         exclude_outbound_ports: read.ports(EXCLUDE_OUTBOUND_PORTS),
-        include_outbound_cidrs: read.selection(INCLUDE_OUTBOUND_RANGES).map(|(text, place)| Cidrs {
-            ranges: ranges(&read.findings.ranges(text, &place)),
-        }),
+        include_outbound_cidrs: read
+            .selection(INCLUDE_OUTBOUND_RANGES)
+            .map(|(text, place)| Cidrs { ranges: ranges(&read.findings.ranges(text, &place)) }),
         exclude_outbound_cidrs: read
             .get(EXCLUDE_OUTBOUND_RANGES)
             .map(|(text, place)| ranges(&read.findings.ranges(text, &place)))
@@ -171,7 +171,7 @@ mod tests {
             problems,
             [
                 "metadata.annotations[\"traffic.sidecar.istio.io/excludeInboundPorts\"]: expected a port between 1 and 65535, found \"80x\"",
-                "metadata.annotations[\"mesh-agent/failure-mode\"]: expected \"open\" or \"closed\", found \"maybe\"",
+                "metadata.annotations[\"mesh.io/failure-mode\"]: expected \"open\" or \"closed\", found \"maybe\"",
             ]
         );
     }

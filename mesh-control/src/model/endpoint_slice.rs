@@ -85,7 +85,12 @@ impl EndpointSlice {
 }
 
 impl SliceEndpoint {
-    fn read(endpoint: discovery::Endpoint, index: usize, slice: &ObjectName, findings: &mut Findings) -> Self {
+    fn read(
+        endpoint: discovery::Endpoint,
+        index: usize,
+        slice: &ObjectName,
+        findings: &mut Findings,
+    ) -> Self {
         let target = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
         let local = target.filter(|target| {
             target.namespace.as_deref().is_none_or(|namespace| namespace == &*slice.namespace)
@@ -128,7 +133,14 @@ mod tests {
     fn slice(manifest: serde_json::Value) -> (EndpointSlice, Vec<String>) {
         let mut findings = Findings::default();
         let slice = EndpointSlice::read(serde_json::from_value(manifest).unwrap(), &mut findings);
-        (slice, findings.into_vec().into_iter().map(|found| format!("{}: {}", found.path, found.reason)).collect())
+        (
+            slice,
+            findings
+                .into_vec()
+                .into_iter()
+                .map(|found| format!("{}: {}", found.path, found.reason))
+                .collect(),
+        )
     }
 
     #[test]

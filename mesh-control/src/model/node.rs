@@ -44,7 +44,10 @@ impl Node {
         let name = ObjectName::cluster_wide(&object.metadata, findings);
         let mut labels = object.metadata.labels.unwrap_or_default();
         let mut label = |key| labels.remove(key).unwrap_or_default();
-        Self { name, locality: Locality { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE) } }
+        Self {
+            name,
+            locality: Locality { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE) },
+        }
     }
 }
 

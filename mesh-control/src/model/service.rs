@@ -159,9 +159,8 @@ fn addresses(
     for (index, ingress) in ingress.into_iter().flatten().enumerate() {
         let kept = ingress.ip_mode.as_deref() != Some("Proxy");
         if let Some(text) = ingress.ip.as_deref().filter(|_| kept) {
-            addresses.extend(
-                findings.address(text, || field!["status", "loadBalancer", "ingress", index, "ip"]),
-            );
+            addresses
+                .extend(findings.address(text, || field!["status", "loadBalancer", "ingress", index, "ip"]));
         }
     }
     addresses
@@ -224,8 +223,10 @@ fn families(spec: &core::ServiceSpec, findings: &mut Findings) -> IpFamilies {
         match family.as_str() {
             "IPv4" => v4 = true,
             "IPv6" => v6 = true,
-            other => findings
-                .refuse(field!["spec", "ipFamilies", index], format!("expected IPv4 or IPv6, found {other:?}")),
+            other => findings.refuse(
+                field!["spec", "ipFamilies", index],
+                format!("expected IPv4 or IPv6, found {other:?}"),
+            ),
         }
     }
     match (v4, v6) {
@@ -246,7 +247,14 @@ mod tests {
         });
         let mut findings = Findings::default();
         let service = Service::read(serde_json::from_value(manifest).unwrap(), &mut findings);
-        (service, findings.into_vec().into_iter().map(|found| format!("{}: {}", found.path, found.reason)).collect())
+        (
+            service,
+            findings
+                .into_vec()
+                .into_iter()
+                .map(|found| format!("{}: {}", found.path, found.reason))
+                .collect(),
+        )
     }
 
     #[test]
@@ -258,7 +266,12 @@ mod tests {
             {"name": "dns-tcp", "port": 53},
         ]}));
         assert!(problems.is_empty(), "{problems:?}");
-        let port = |name: &str, number, target, protocol| ServicePort { name: name.to_owned(), number, target, protocol };
+        let port = |name: &str, number, target, protocol| ServicePort {
+            name: name.to_owned(),
+            number,
+            target,
+            protocol,
+        };
         assert_eq!(
             service.ports,
             [

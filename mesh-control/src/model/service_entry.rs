@@ -187,9 +187,11 @@ fn ports(spec: &ServiceEntrySpec, findings: &mut Findings) -> Vec<ServicePort> {
             None => Some(number),
         };
         if ports.iter().any(|known| known.number == number) {
-            findings.refuse(field!["spec", "ports", index, "number"], format!("port {number} is there twice"));
+            findings
+                .refuse(field!["spec", "ports", index, "number"], format!("port {number} is there twice"));
         } else if port.protocol.eq_ignore_ascii_case("UDP") {
-            findings.warn(field!["spec", "ports", index, "protocol"], "the mesh carries TCP: UDP passes it by");
+            findings
+                .warn(field!["spec", "ports", index, "protocol"], "the mesh carries TCP: UDP passes it by");
         } else if let Some(target) = target {
             ports.push(ServicePort {
                 name: port.name.clone(),
@@ -206,7 +208,10 @@ fn endpoints(spec: &ServiceEntrySpec, findings: &mut Findings) -> EntryEndpoints
     let place = field!["spec", "endpoints"];
     if let Some(selector) = &spec.workload_selector {
         if !spec.endpoints.is_empty() {
-            findings.refuse(place.clone(), "endpoints are either listed here or selected by workloadSelector, not both");
+            findings.refuse(
+                place.clone(),
+                "endpoints are either listed here or selected by workloadSelector, not both",
+            );
         } else if spec.resolution != Resolution::Static {
             findings.refuse(field!["spec", "resolution"], "workloadSelector needs resolution STATIC");
         }
@@ -216,7 +221,10 @@ fn endpoints(spec: &ServiceEntrySpec, findings: &mut Findings) -> EntryEndpoints
         findings.refuse(field!["spec", "workloadSelector", "labels"], "a selector needs a label");
     }
     if spec.resolution == Resolution::None && !spec.endpoints.is_empty() {
-        findings.refuse(place.clone(), "with resolution NONE clients choose the address: endpoints need STATIC or DNS");
+        findings.refuse(
+            place.clone(),
+            "with resolution NONE clients choose the address: endpoints need STATIC or DNS",
+        );
     }
     let mut listed: Vec<Endpoint> = Vec::new();
     for (index, endpoint) in spec.endpoints.iter().enumerate() {
@@ -224,7 +232,8 @@ fn endpoints(spec: &ServiceEntrySpec, findings: &mut Findings) -> EntryEndpoints
         let endpoint = Endpoint::read(endpoint, &place, findings);
         let by_name = matches!(endpoint.address, EndpointAddress::Hostname(_));
         if by_name && spec.resolution == Resolution::Static {
-            findings.refuse(place.then("address"), "resolution STATIC needs IP addresses; host names need DNS");
+            findings
+                .refuse(place.then("address"), "resolution STATIC needs IP addresses; host names need DNS");
         } else if listed.iter().any(|known| known.address == endpoint.address) {
             findings.refuse(place.then("address"), "another endpoint has this address already");
         } else {

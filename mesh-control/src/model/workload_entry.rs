@@ -99,7 +99,11 @@ impl Endpoint {
         });
         let ports = ports.collect();
         Self {
-            address: EndpointAddress::read(spec.address.as_deref().unwrap_or_default(), at("address"), findings),
+            address: EndpointAddress::read(
+                spec.address.as_deref().unwrap_or_default(),
+                at("address"),
+                findings,
+            ),
             ports,
             labels: spec.labels.clone(),
             network: spec.network.clone(),

@@ -104,7 +104,13 @@ impl FileSource {
         let Some(report) = scan.report else {
             return !self.batches.is_closed();
         };
-        info!(files = report.files.len(), problems = report.problems.len(), changes = scan.changes.len(), first, "manifests read");
+        info!(
+            files = report.files.len(),
+            problems = report.problems.len(),
+            changes = scan.changes.len(),
+            first,
+            "manifests read"
+        );
         self.batches.blocking_send(Batch { changes: scan.changes, noticed, report: Arc::new(report) }).is_ok()
     }
 }

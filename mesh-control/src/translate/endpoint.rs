@@ -57,10 +57,8 @@ pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec
     let Some(service) = membership::listed_service(inputs, slice) else {
         return Vec::new();
     };
-    let services = Services::from([(
-        membership::service_name(mesh, service),
-        membership::from_slice(service, slice),
-    )]);
+    let services =
+        Services::from([(membership::service_name(mesh, service), membership::from_slice(service, slice))]);
     let namespace = &slice.name.namespace;
     let mut workloads: BTreeMap<String, Workload> = BTreeMap::new();
     for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.pod.is_none()) {

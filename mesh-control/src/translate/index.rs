@@ -83,10 +83,8 @@ impl<V: Ord + Clone> Labelled<V> {
 
     /// Resources that have the rarest of the selector's labels; the others are for the caller to check.
     pub(super) fn candidates(&self, namespace: &Arc<str>, selector: &Selector) -> Vec<V> {
-        let rarest = selector
-            .labels()
-            .map(|pair| label(namespace, pair))
-            .min_by_key(|label| self.0.len_of(label));
+        let rarest =
+            selector.labels().map(|pair| label(namespace, pair)).min_by_key(|label| self.0.len_of(label));
         rarest.map(|label| self.0.of(&label).cloned().collect()).unwrap_or_default()
     }
 }

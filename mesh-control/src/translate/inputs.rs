@@ -18,8 +18,8 @@ use std::sync::Arc;
 use super::Item;
 use super::index::{Index, Labelled, Selecting};
 use crate::model::{
-    EndpointSlice, Kind, Namespace, Node, ObjectName, Pod, Resource, ResourceKey, Selector, Service, ServiceEntry,
-    WorkloadEntry,
+    EndpointSlice, Kind, Namespace, Node, ObjectName, Pod, Resource, ResourceKey, Selector, Service,
+    ServiceEntry, WorkloadEntry,
 };
 use crate::source::Change;
 
@@ -303,7 +303,9 @@ impl Inputs {
             return;
         };
         dirty.extend(self.pods_by_label.candidates(namespace, selector).into_iter().map(Item::Pod));
-        dirty.extend(self.entries_by_label.candidates(namespace, selector).into_iter().map(Item::WorkloadEntry));
+        dirty.extend(
+            self.entries_by_label.candidates(namespace, selector).into_iter().map(Item::WorkloadEntry),
+        );
     }
 }
 
@@ -322,7 +324,10 @@ fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     Some(ObjectName::new(Arc::clone(&slice.name.namespace), Arc::clone(service)))
 }
 
-fn in_namespace<V>(resources: &BTreeMap<ObjectName, V>, namespace: &Arc<str>) -> impl Iterator<Item = ObjectName> {
+fn in_namespace<V>(
+    resources: &BTreeMap<ObjectName, V>,
+    namespace: &Arc<str>,
+) -> impl Iterator<Item = ObjectName> {
     resources
         .range(ObjectName::new(Arc::clone(namespace), "")..)
         .map(|(name, _)| name)

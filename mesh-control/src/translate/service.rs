@@ -16,8 +16,10 @@ pub(super) fn kubernetes(mesh: &Mesh, inputs: &Inputs, service: &model::Service)
     }
     let name = &service.name;
     let namespace = inputs.namespaces.get(&name.namespace);
-    let distribution =
-        service.traffic_distribution.or_else(|| namespace?.traffic_distribution).unwrap_or(TrafficDistribution::Any);
+    let distribution = service
+        .traffic_distribution
+        .or_else(|| namespace?.traffic_distribution)
+        .unwrap_or(TrafficDistribution::Any);
     Some(Service {
         name: name.name.to_string(),
         namespace: name.namespace.to_string(),
@@ -39,7 +41,11 @@ pub(super) fn entry(mesh: &Mesh, entry: &ServiceEntry) -> Vec<AddressResource> {
             name: entry.name.name.to_string(),
             namespace: entry.name.namespace.to_string(),
             hostname: host.clone(),
-            addresses: entry.addresses.iter().map(|address| network_address(&mesh.network, *address)).collect(),
+            addresses: entry
+                .addresses
+                .iter()
+                .map(|address| network_address(&mesh.network, *address))
+                .collect(),
             ports: ports(&entry.ports),
             subject_alt_names: entry.subject_alt_names.clone(),
             load_balancing: (entry.resolution == Resolution::None).then_some(passthrough),

@@ -33,6 +33,8 @@ pub(super) struct Directory {
     owners: HashMap<ResourceKey, PathBuf>,
     /// Problems with directories themselves.
     unreadable: Vec<Problem>,
+    /// Roots that were never read as a whole.
+    unread: Vec<PathBuf>,
     /// Kinds already spoken of.
     ignored: HashSet<String>,
     /// Problems already spoken of.
@@ -65,7 +67,8 @@ pub(super) struct Scan {
 
 impl Directory {
     pub(super) fn new(roots: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { roots: roots.into_iter().collect(), ..Self::default() }
+        let roots: Vec<PathBuf> = roots.into_iter().collect();
+        Self { unread: roots.clone(), roots, ..Self::default() }
     }
 
     /// Reads what changed since the last look. Files that are `unfinished` (somebody is writing them) are left as
@@ -75,11 +78,16 @@ impl Directory {
         let mut touched = BTreeSet::new();
         let mut news = found.problems != self.unreadable;
         self.unreadable = found.problems;
+        let was_unread = self.unread.len();
+        self.unread.retain(|root| found.unlisted.iter().any(|directory| directory.starts_with(root)));
+        news |= self.unread.len() != was_unread;
 
         let gone: Vec<PathBuf> = self
             .files
             .keys()
-            .filter(|path| !found.files.contains_key(*path) && !found.unlisted.iter().any(|dir| path.starts_with(dir)))
+            .filter(|path| {
+                !found.files.contains_key(*path) && !found.unlisted.iter().any(|dir| path.starts_with(dir))
+            })
             .cloned()
             .collect();
         // What the owners served before the files change, to compare with afterwards.
@@ -136,7 +144,11 @@ impl Directory {
     }
 
     /// Finds the owner of each resource in `touched` and what that changes.
-    fn settle(&mut self, touched: BTreeSet<ResourceKey>, before: &BTreeMap<ResourceKey, Resource>) -> Vec<Change> {
+    fn settle(
+        &mut self,
+        touched: BTreeSet<ResourceKey>,
+        before: &BTreeMap<ResourceKey, Resource>,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         for key in touched {
             let owned = self.owners.get(&key).filter(|owner| self.gives(owner, &key)).cloned();
@@ -187,11 +199,12 @@ impl Directory {
                 .filter(|key| self.owners.get(key).is_some_and(|owner| owner == path))
                 .count(),
         });
-        Report { files: files.collect(), problems }
+        Report { files: files.collect(), problems, unread: self.unread.clone() }
     }
 
     fn duplicate(&self, path: &Path, key: &ResourceKey, given: &Given, owner: &Path) -> Problem {
-        let first = self.files.get(owner).and_then(|file| file.resources.get(key)).map_or(0, |given| given.line);
+        let first =
+            self.files.get(owner).and_then(|file| file.resources.get(key)).map_or(0, |given| given.line);
         Problem {
             line: given.line,
             document_line: given.line,
@@ -215,7 +228,9 @@ impl ManifestFile {
     fn adopt(&mut self, mut manifest: Manifest) {
         let before = std::mem::take(&mut self.resources);
         let kept = |key: &ResourceKey| {
-            before.contains_key(key) && !manifest.resources.contains_key(key) && manifest.refused.contains(key)
+            before.contains_key(key)
+                && !manifest.resources.contains_key(key)
+                && manifest.refused.contains(key)
         };
         for problem in &mut manifest.problems {
             let of = |key: &ResourceKey| problem.resource.as_deref() == Some(key.to_string().as_str());
@@ -290,7 +305,9 @@ impl Stamp {
 
 /// Whether a file of this name is read.
 pub(super) fn is_manifest(path: &Path) -> bool {
-    path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| EXTENSIONS.contains(&extension))
+    path.extension()
+        .and_then(|extension| extension.to_str())
+        .is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
 /// A file's text, or why it cannot be had.

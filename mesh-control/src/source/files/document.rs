@@ -171,7 +171,9 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     };
     for (line, content) in (1..).zip(text.split_inclusive('\n')) {
         let marks = |mark: &str| {
-            content.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+            content
+                .strip_prefix(mark)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
         };
         if marks("---") || marks("...") {
             close(&mut current, offset);
@@ -218,9 +220,11 @@ impl<'a> Object<'a> {
             return Err(refusal(FieldPath::default(), "expected an object with apiVersion and kind"));
         }
         let text = |field| {
-            self.tree.field(field).and_then(Node::text).filter(|text| !text.is_empty()).ok_or_else(|| {
-                refusal(field![field], format!("a manifest needs the text field {field}"))
-            })
+            self.tree
+                .field(field)
+                .and_then(Node::text)
+                .filter(|text| !text.is_empty())
+                .ok_or_else(|| refusal(field![field], format!("a manifest needs the text field {field}")))
         };
         let (api_version, kind) = (text("apiVersion")?, text("kind")?);
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -299,7 +303,8 @@ fn read_as<T: DeserializeOwned>(
     let mut track = serde_path_to_error::Track::new();
     let json = tree.to_json();
     let deserializer = serde_path_to_error::Deserializer::new(json, &mut track);
-    let object: Result<T, _> = serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
+    let object: Result<T, _> =
+        serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
     for field in unknown {
         findings.warn(field, "is not a field of this kind and has no effect: is it misspelt?");
     }
@@ -354,8 +359,10 @@ mod tests {
 
     #[test]
     fn streams_are_split_at_their_marks() {
-        let text = "%YAML 1.2\n---\n# shop\na: 1\n--- # next\n\nb: |\n  --- no mark\n...\n# end\n--- {c: 3}\n";
-        let found: Vec<_> = documents(text).into_iter().map(|document| (document.line, document.text)).collect();
+        let text =
+            "%YAML 1.2\n---\n# shop\na: 1\n--- # next\n\nb: |\n  --- no mark\n...\n# end\n--- {c: 3}\n";
+        let found: Vec<_> =
+            documents(text).into_iter().map(|document| (document.line, document.text)).collect();
         assert_eq!(found, [(4, "a: 1\n"), (7, "b: |\n  --- no mark\n"), (11, "--- {c: 3}\n")]);
         assert!(documents("---\n---\n# nothing\n").is_empty());
     }
@@ -391,10 +398,13 @@ mod tests {
 
     #[test]
     fn types_are_checked_as_kubernetes_does() {
-        let (_, problems) = parse("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 2\n");
+        let (_, problems) =
+            parse("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 2\n");
         assert_eq!(
             problems,
-            ["shop.yaml:6: Pod default/a: metadata.labels.version: invalid type: integer `2`, expected a string"]
+            [
+                "shop.yaml:6: Pod default/a: metadata.labels.version: invalid type: integer `2`, expected a string"
+            ]
         );
         let (manifest, problems) = parse("apiVersion: v1\nkind: Pod\nmetadata:\n  name: 5\n");
         assert!(manifest.unidentified, "{problems:?}");
@@ -411,13 +421,17 @@ mod tests {
 
     #[test]
     fn other_kinds_are_left_alone_and_other_versions_refused() {
-        let (manifest, problems) = parse("apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: serving.knative.dev/v1\nkind: Service\n");
+        let (manifest, problems) = parse(
+            "apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: serving.knative.dev/v1\nkind: Service\n",
+        );
         assert!(problems.is_empty());
         assert_eq!(manifest.ignored.len(), 2);
         let (_, problems) = parse(&SERVICE.replace("apiVersion: v1", "apiVersion: v2"));
         assert_eq!(
             problems,
-            ["shop.yaml:1: Service shop/web: apiVersion: version \"v2\" of Service is not known; known are v1"]
+            [
+                "shop.yaml:1: Service shop/web: apiVersion: version \"v2\" of Service is not known; known are v1"
+            ]
         );
     }
 
@@ -433,7 +447,13 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused() {
-        for text in ["just text\n", "- 1\n", "kind: Pod\n", "apiVersion: v1\nkind: 3\n", "apiVersion: v1\nkind: Pod\n"] {
+        for text in [
+            "just text\n",
+            "- 1\n",
+            "kind: Pod\n",
+            "apiVersion: v1\nkind: 3\n",
+            "apiVersion: v1\nkind: Pod\n",
+        ] {
             let (manifest, problems) = parse(text);
             assert!(manifest.unidentified && problems.len() == 1, "{text:?}: {problems:?}");
         }

@@ -83,10 +83,9 @@ impl Node {
         let mut line = self.line;
         for segment in path.segments() {
             let next = match (&node.value, segment) {
-                (Value::Mapping(entries), Segment::Field(name)) => entries
-                    .iter()
-                    .find(|entry| entry.key == *name)
-                    .map(|entry| (entry.line, &entry.node)),
+                (Value::Mapping(entries), Segment::Field(name)) => {
+                    entries.iter().find(|entry| entry.key == *name).map(|entry| (entry.line, &entry.node))
+                }
                 (Value::Sequence(items), Segment::Index(index)) => {
                     items.get(*index).map(|item| (item.line, item))
                 }
@@ -222,7 +221,8 @@ mod tests {
 
     #[test]
     fn every_field_knows_its_line() {
-        let tree = parse("kind: Service\nspec:\n  ports:\n    - port: 80\n      name: http\n  selector: {a: b}\n");
+        let tree =
+            parse("kind: Service\nspec:\n  ports:\n    - port: 80\n      name: http\n  selector: {a: b}\n");
         assert_eq!(tree.line_of(&field!["kind"]), 1);
         assert_eq!(tree.line_of(&field!["spec", "ports", 0, "name"]), 5);
         assert_eq!(tree.line_of(&field!["spec", "selector", "a"]), 6);
@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn mistakes_have_a_line_and_one_line_of_reason() {
-        for text in ["a: 1\nb: [1, 2\nc: 3\n", "a: 1\na: 2\n", "a: *unknown\n", "a:\n\t- b\n", "a: \"open\n"] {
+        for text in ["a: 1\nb: [1, 2\nc: 3\n", "a: 1\na: 2\n", "a: *unknown\n", "a:\n\t- b\n", "a: \"open\n"]
+        {
             let error = Node::parse(text).unwrap_err();
             assert!(error.line.is_some(), "{text:?}: {error:?}");
             assert!(!error.reason.contains('\n') && !error.reason.is_empty(), "{error:?}");

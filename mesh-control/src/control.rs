@@ -1,0 +1,248 @@
+//! The control server as a whole: what [`crate`] draws, wired.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mesh_xds::proto::workload::Address;
+use mesh_xds::proto::{Any, Name};
+use mesh_xds::server::{DiscoveryServer, ResourceStore, ServerConfig, StoredResource, Transaction};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::metrics::Metrics;
+use crate::serve::grpc::Endpoint;
+use crate::serve::http;
+use crate::settings::Settings;
+use crate::source::{self, Batch};
+use crate::status::{Content, Status};
+use crate::translate::{AddressResource, Translator};
+
+/// Batches a source may be ahead of translation.
+const BATCH_QUEUE: usize = 16;
+/// Time for streams and requests to end after the server was told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be had.
+    #[error("cannot listen at {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A certificate or key cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A listening socket failed.
+    #[error("listening failed: {0}")]
+    Socket(io::Error),
+    /// The gRPC server failed.
+    #[error("the gRPC server failed: {0}")]
+    Grpc(tonic::transport::Error),
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A running control server.
+#[derive(Debug)]
+pub struct Control {
+    /// Where agents are served in plain text.
+    pub grpc_address: SocketAddr,
+    /// Where agents are served over TLS.
+    pub tls_address: Option<SocketAddr>,
+    /// Where health, metrics and status are.
+    pub http_address: SocketAddr,
+    status: Arc<Status>,
+    discovery: DiscoveryServer,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), StartError>>,
+}
+
+impl Control {
+    /// Starts everything. Agents are refused until all manifests were read once: being told that there is nothing
+    /// would make them forget what they know.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::default());
+        let store = ResourceStore::new();
+        let config = ServerConfig {
+            identifier: format!("mesh-control {}", env!("CARGO_PKG_VERSION")),
+            max_clients: settings.max_connections,
+            observer: Some(metrics.clone()),
+            ..ServerConfig::default()
+        };
+        let discovery = DiscoveryServer::new(store.clone(), config);
+        let status = Arc::new(Status::new(Arc::clone(&metrics), discovery.clone()));
+
+        let mut endpoints = vec![Endpoint::plain(settings.grpc_address)?];
+        if let Some(tls) = &settings.tls {
+            endpoints.push(Endpoint::tls(tls)?);
+        }
+        let mut addresses =
+            endpoints.iter().map(Endpoint::address).collect::<Result<Vec<_>, _>>()?.into_iter();
+        let grpc_address = addresses.next().unwrap_or(settings.grpc_address);
+        let tls_address = addresses.next();
+        let bind_error = |source| StartError::Bind { address: settings.http_address, source };
+        let listener = TcpListener::bind(settings.http_address).await.map_err(bind_error)?;
+        let http_address = listener.local_addr().map_err(StartError::Socket)?;
+
+        let (batches, received) = mpsc::channel(BATCH_QUEUE);
+        let (complete, completed) = oneshot::channel();
+        let worker = Worker {
+            translator: Translator::new(settings.mesh),
+            store,
+            metrics,
+            status: Arc::clone(&status),
+            complete: Some(complete),
+        };
+        thread::Builder::new()
+            .name("translate".to_owned())
+            .spawn(move || worker.run(received))
+            .map_err(StartError::Thread)?;
+        source::files::watch(settings.manifests, batches).map_err(StartError::Thread)?;
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(http::serve(listener, Arc::clone(&status), stop.clone()));
+        let serve = Agents {
+            endpoints,
+            discovery: discovery.clone(),
+            places: settings.max_connections,
+            status: Arc::clone(&status),
+            stop: stop.clone(),
+        };
+        tasks.spawn(serve.run(completed));
+        info!(%grpc_address, ?tls_address, %http_address, "started");
+        Ok(Self { grpc_address, tls_address, http_address, status, discovery, stop, tasks })
+    }
+
+    /// Runs until something fails, which it should not.
+    pub async fn failed(&mut self) -> StartError {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok(Err(error))) => return error,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Ends all streams, so that agents go to another server, and stops.
+    pub async fn stop(mut self) {
+        self.status.set_ready(false);
+        self.stop.cancel();
+        self.discovery.shutdown();
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+            info!("some connections did not end in {STOP_TIMEOUT:?} and are cut");
+        }
+    }
+}
+
+/// Serves agents, once there is something to serve.
+struct Agents {
+    endpoints: Vec<Endpoint>,
+    discovery: DiscoveryServer,
+    places: usize,
+    status: Arc<Status>,
+    stop: CancellationToken,
+}
+
+impl Agents {
+    async fn run(self, completed: oneshot::Receiver<()>) -> Result<(), StartError> {
+        let read = self.stop.run_until_cancelled(completed).await;
+        if !matches!(read, Some(Ok(()))) {
+            return Ok(());
+        }
+        let places = Arc::new(Semaphore::new(self.places));
+        let servers = self
+            .endpoints
+            .into_iter()
+            .map(|endpoint| endpoint.serve(self.discovery.clone(), Arc::clone(&places), self.stop.clone()));
+        self.status.set_ready(true);
+        info!("ready: agents are served");
+        futures::future::try_join_all(servers).await.map(drop)
+    }
+}
+
+/// Works batches in, on a thread of its own: translating a large batch takes a while.
+struct Worker {
+    translator: Translator,
+    store: ResourceStore,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    complete: Option<oneshot::Sender<()>>,
+}
+
+impl Worker {
+    fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+        while let Some(batch) = batches.blocking_recv() {
+            self.work_in(batch);
+        }
+        error!("the source ended: what is served stays as it is");
+    }
+
+    fn work_in(&mut self, batch: Batch) {
+        let began = Instant::now();
+        let changes = batch.changes.len();
+        let delta = self.translator.apply(batch.changes);
+        let address = Address::type_url();
+        let mut transaction = Transaction::new();
+        for resource in &delta.upserts {
+            transaction.upsert(&address, stored(resource));
+        }
+        for name in &delta.removals {
+            transaction.remove(&address, name.as_str());
+        }
+        self.metrics.translated(changes, began.elapsed());
+        let applied = self.store.update(transaction);
+        if applied.upserted + applied.removed > 0 {
+            self.metrics.published(applied.version, batch.noticed);
+            info!(
+                upserted = applied.upserted,
+                removed = applied.removed,
+                version = applied.version,
+                took = ?began.elapsed(),
+                "resources changed"
+            );
+        }
+        self.report(&batch.report, applied.version);
+        if batch.report.unread.is_empty()
+            && let Some(complete) = self.complete.take()
+        {
+            let _ = complete.send(());
+        }
+    }
+
+    fn report(&self, report: &Arc<source::Report>, version: u64) {
+        let served = self.translator.served();
+        let resources = self.translator.inputs().map(|(kind, count)| (kind.name(), count)).collect();
+        for (kind, count) in self.translator.inputs() {
+            self.metrics.set_input(kind.name(), count);
+        }
+        self.metrics.set_output("Workload", served.workloads);
+        self.metrics.set_output("Service", served.services);
+        self.metrics.reported(report);
+        self.status.set_content(Content { report: Arc::clone(report), resources, served, version });
+    }
+}
+
+fn stored(resource: &AddressResource) -> StoredResource {
+    let aliases = resource.aliases.iter().map(String::as_str);
+    StoredResource::with_aliases(&resource.name, aliases, Any::pack(&resource.address))
+}

@@ -1,0 +1,6 @@
+//! How the outside sees the control server: discovery over gRPC for agents, health, metrics and status over HTTP
+//! for everybody else.
+
+pub(crate) mod grpc;
+pub(crate) mod http;
+mod incoming;

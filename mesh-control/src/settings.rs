@@ -1,0 +1,219 @@
+//! What can be set, from the command line or the environment, checked as a whole before anything starts.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::translate::Mesh;
+
+/// The control server of the mesh: reads Kubernetes manifests and serves workloads and services to the agents.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-control", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prints everything that is wrong with manifests, as file:line, and exits with 1 if any would be refused
+    Validate {
+        /// Files, or directories of files
+        #[arg(required = true, value_name = "FILE")]
+        paths: Vec<PathBuf>,
+    },
+}
+
+/// Settings as they are written.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json; read with its subdirectories, and watched). May be
+    /// given several times
+    #[arg(long, env = "MESH_CONTROL_MANIFESTS", value_name = "DIR", value_delimiter = ',')]
+    pub manifests: Vec<PathBuf>,
+    /// Address for agents, in plain text
+    #[arg(long, env = "MESH_CONTROL_GRPC_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15010))]
+    pub grpc_address: SocketAddr,
+    /// Address for agents over TLS; used if there is a certificate
+    #[arg(long, env = "MESH_CONTROL_TLS_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15012))]
+    pub tls_address: SocketAddr,
+    /// PEM file of the server's certificate chain, leaf first
+    #[arg(long, env = "MESH_CONTROL_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "MESH_CONTROL_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Address for health, metrics and status
+    #[arg(long, env = "MESH_CONTROL_HTTP_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15014))]
+    pub http_address: SocketAddr,
+    /// Connections of agents at the same time; more are made to wait
+    #[arg(long, env = "MESH_CONTROL_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000)]
+    pub max_connections: usize,
+    /// Name of the cluster: the first part of every workload's uid
+    #[arg(long, env = "MESH_CONTROL_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// DNS domain of the cluster's services
+    #[arg(long, env = "MESH_CONTROL_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Network of workloads that do not say otherwise by the label topology.istio.io/network
+    #[arg(long, env = "MESH_CONTROL_NETWORK", value_name = "NAME", default_value = "")]
+    pub network: String,
+    /// Trust domain of the workloads' identities
+    #[arg(long, env = "MESH_CONTROL_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// What to log, such as `info` or `mesh_control=debug,warn`
+    #[arg(long, env = "MESH_CONTROL_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+    /// How to log
+    #[arg(long, env = "MESH_CONTROL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// Objects for programs.
+    Json,
+}
+
+/// Settings that were checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Directories of manifests, at least one.
+    pub manifests: Vec<PathBuf>,
+    /// Address for agents in plain text.
+    pub grpc_address: SocketAddr,
+    /// Agents over TLS.
+    pub tls: Option<TlsSettings>,
+    /// Address for health, metrics and status.
+    pub http_address: SocketAddr,
+    /// Connections of agents at the same time.
+    pub max_connections: usize,
+    /// What is the same for everything in the mesh.
+    pub mesh: Mesh,
+}
+
+/// Where TLS is served, and with what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// Address.
+    pub address: SocketAddr,
+    /// PEM file of the certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file of the private key.
+    pub key: PathBuf,
+}
+
+/// Every mistake in the settings.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("settings cannot be used:{}", .0.iter().map(|mistake| format!("\n  - {mistake}")).collect::<String>())]
+pub struct SettingsError(pub Vec<String>);
+
+impl ServeArgs {
+    /// Checks all settings and reports all mistakes.
+    pub fn check(self) -> Result<Settings, SettingsError> {
+        let mut mistakes = Vec::new();
+        if self.manifests.is_empty() {
+            mistakes.push("--manifests: name at least one directory of Kubernetes manifests".to_owned());
+        }
+        for path in self.manifests.iter().filter(|path| path.exists() && !path.is_dir()) {
+            mistakes.push(format!("--manifests: {} is not a directory", path.display()));
+        }
+        if self.max_connections == 0 {
+            mistakes.push("--max-connections: allow at least 1".to_owned());
+        }
+        for (flag, value) in [
+            ("--cluster-id", &self.cluster_id),
+            ("--cluster-domain", &self.cluster_domain),
+            ("--trust-domain", &self.trust_domain),
+        ] {
+            if !is_name(value) {
+                mistakes.push(format!("{flag}: use letters, digits, '-', '_' and '.', not {value:?}"));
+            }
+        }
+        if !self.network.is_empty() && !is_name(&self.network) {
+            mistakes
+                .push(format!("--network: use letters, digits, '-', '_' and '.', not {:?}", self.network));
+        }
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                for path in [&certificate, &key].into_iter().filter(|path| !path.is_file()) {
+                    mistakes.push(format!("--tls-cert, --tls-key: {} is not a file", path.display()));
+                }
+                Some(TlsSettings { address: self.tls_address, certificate, key })
+            }
+            (None, None) => None,
+            _ => {
+                mistakes.push("--tls-cert and --tls-key: give both or neither".to_owned());
+                None
+            }
+        };
+        if !mistakes.is_empty() {
+            return Err(SettingsError(mistakes));
+        }
+        Ok(Settings {
+            manifests: self.manifests,
+            grpc_address: self.grpc_address,
+            tls,
+            http_address: self.http_address,
+            max_connections: self.max_connections,
+            mesh: Mesh {
+                cluster_id: self.cluster_id,
+                cluster_domain: self.cluster_domain,
+                network: self.network,
+                trust_domain: self.trust_domain,
+            },
+        })
+    }
+}
+
+/// These become parts of resource names, between slashes.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// Every address of the machine, of both families.
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(arguments: &[&str]) -> Result<Settings, SettingsError> {
+        let cli = Cli::try_parse_from(["mesh-control"].iter().chain(arguments)).unwrap();
+        cli.serve.check()
+    }
+
+    #[test]
+    fn defaults_are_those_of_kubernetes_and_istio() {
+        let settings = check(&["--manifests", "/nowhere", "--network="]).unwrap();
+        assert_eq!(settings.mesh, Mesh::default());
+        assert_eq!((settings.grpc_address.port(), settings.http_address.port()), (15010, 15014));
+        assert_eq!(settings.tls, None);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let error =
+            check(&["--tls-cert", "/nowhere", "--cluster-id", "a/b", "--max-connections", "0"]).unwrap_err();
+        assert_eq!(error.0.len(), 4, "{error}");
+        assert!(error.to_string().lines().count() == 5, "{error}");
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

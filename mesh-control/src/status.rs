@@ -1,0 +1,117 @@
+//! How the control server is: for health checks, for metrics and for people.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use mesh_xds::proto::workload::address::Type;
+use mesh_xds::server::{ClientStatus, DiscoveryServer};
+use serde::Serialize;
+
+use crate::metrics::Metrics;
+use crate::source::Report;
+use crate::translate::AddressResource;
+
+/// What there is, updated with every batch.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Content {
+    /// The source: what it reads and what is wrong with it.
+    #[serde(flatten)]
+    pub report: Arc<Report>,
+    /// Number of resources read, by kind.
+    pub resources: BTreeMap<&'static str, usize>,
+    /// Number of resources served.
+    pub served: Served,
+    /// Version of the served resources.
+    pub version: u64,
+}
+
+/// Numbers of resources served.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Served {
+    /// Workloads.
+    pub workloads: usize,
+    /// Services.
+    pub services: usize,
+}
+
+impl Served {
+    /// Counts a resource that comes, goes or changes.
+    pub(crate) fn replace(&mut self, was: Option<&AddressResource>, now: Option<&AddressResource>) {
+        if let Some(count) = was.and_then(|resource| self.count_of(resource)) {
+            *count -= 1;
+        }
+        if let Some(count) = now.and_then(|resource| self.count_of(resource)) {
+            *count += 1;
+        }
+    }
+
+    fn count_of(&mut self, resource: &AddressResource) -> Option<&mut usize> {
+        match resource.address.r#type.as_ref()? {
+            Type::Workload(_) => Some(&mut self.workloads),
+            Type::Service(_) => Some(&mut self.services),
+        }
+    }
+}
+
+/// The status as it is shown.
+#[derive(Debug, Serialize)]
+pub struct StatusView {
+    /// Whether agents are served.
+    pub ready: bool,
+    /// What there is.
+    #[serde(flatten)]
+    pub content: Content,
+    /// Connected agents, by name.
+    pub agents: Vec<ClientStatus>,
+}
+
+/// The status as it is kept.
+#[derive(Debug)]
+pub(crate) struct Status {
+    ready: AtomicBool,
+    content: ArcSwap<Content>,
+    metrics: Arc<Metrics>,
+    discovery: DiscoveryServer,
+}
+
+impl Status {
+    pub(crate) fn new(metrics: Arc<Metrics>, discovery: DiscoveryServer) -> Self {
+        Self { ready: AtomicBool::new(false), content: ArcSwap::default(), metrics, discovery }
+    }
+
+    pub(crate) fn set_content(&self, content: Content) {
+        self.content.store(Arc::new(content));
+    }
+
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Why agents are not served, if they are not.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if self.ready.load(Ordering::Acquire) {
+            return None;
+        }
+        let unread = self.content.load().report.unread.first().cloned();
+        Some(match unread {
+            Some(directory) => format!("{} cannot be read yet", directory.display()),
+            None => "the manifests are being read, or the server is stopping".to_owned(),
+        })
+    }
+
+    pub(crate) fn metrics(&self) -> Result<String, std::fmt::Error> {
+        self.metrics.encode(&self.discovery.clients())
+    }
+
+    pub(crate) fn view(&self) -> StatusView {
+        let mut agents = self.discovery.clients();
+        agents.sort_by(|a, b| (&a.node, a.connected_at).cmp(&(&b.node, b.connected_at)));
+        StatusView {
+            ready: self.ready.load(Ordering::Acquire),
+            content: Content::clone(&self.content.load()),
+            agents,
+        }
+    }
+}
