@@ -1,3 +1,203 @@
 //! Steering of the pods' traffic: kernel programs and what the node needs around them.
+//!
+//! The kernel side (`mesh-ebpf`) decides from maps; this side keeps the maps true. Programs' links and all maps are
+//! pinned, so the node goes on as it was while the agent is away: a pod that fails open talks past the missing
+//! agent, one that fails closed does not, and the next agent finds connections it can take over at once.
+//!
+//! One [`Steering`] per agent, cheap to clone. Its calls are system calls of microseconds under one lock; nothing
+//! on the way of a connection ever asks it.
 
+mod attachments;
+mod counters;
+mod devices;
+mod error;
+mod explain;
 pub mod host;
+mod maps;
+mod members;
+mod pins;
+mod programs;
+mod rules;
+mod watch;
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_common::Config;
+
+pub use attachments::{AttachMode, Attachment};
+pub use counters::Count;
+pub use error::SteeringError;
+pub use explain::Explanation;
+pub use programs::{ProgramReport, RunTimeStatistics};
+pub use watch::DeviceWatch;
+
+use crate::pods::LocalPod;
+use crate::settings::NodeArgs;
+use attachments::Attachments;
+use devices::Devices;
+use maps::Maps;
+use members::Members;
+use pins::Pins;
+
+/// Where the node's steering lives and how its packets are marked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SteeringSettings {
+    /// Directory on a mounted BPF file system, this agent's alone.
+    pub directory: PathBuf,
+    /// Bits of the packet mark that belong to the mesh.
+    pub mark_mask: u32,
+    /// Mark of steered packets.
+    pub capture_mark: u32,
+    /// Mark of the agent's own sockets that must not be steered.
+    pub agent_mark: u32,
+    /// How programs are attached to devices.
+    pub attach: AttachMode,
+}
+
+impl From<&NodeArgs> for SteeringSettings {
+    fn from(node: &NodeArgs) -> Self {
+        Self {
+            directory: pin_directory(node),
+            mark_mask: node.mark_mask.get(),
+            capture_mark: node.capture_mark.get(),
+            agent_mark: node.agent_mark.get(),
+            attach: AttachMode::Auto,
+        }
+    }
+}
+
+/// Where the kernel objects of this node's agent are pinned. By node, because nodes may share a kernel and with it
+/// a BPF file system.
+pub fn pin_directory(node: &NodeArgs) -> PathBuf {
+    // The kernel refuses names with a dot on a BPF file system.
+    node.bpffs.join(format!("mesh-agent-{}", node.node_name.replace('.', "_")))
+}
+
+/// The listening sockets of one data-plane core.
+#[derive(Debug, Clone, Copy)]
+pub struct CoreListeners<'a> {
+    /// The IPv4 listener.
+    pub v4: Option<BorrowedFd<'a>>,
+    /// The IPv6 listener.
+    pub v6: Option<BorrowedFd<'a>>,
+}
+
+/// The node's steering: loaded programs, their maps, and the devices they are attached to.
+#[derive(Clone)]
+pub struct Steering {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    maps: Maps,
+    members: Members,
+    devices: Devices,
+    attachments: Attachments,
+}
+
+impl Steering {
+    /// Loads the programs. Where an agent was here before, its maps are taken over with all they hold and steering
+    /// goes on undisturbed; its programs are replaced when [`DeviceWatch`] starts.
+    ///
+    /// # Errors
+    /// If the directory is not on a BPF file system, or the kernel refuses maps or programs.
+    pub fn load_or_adopt(settings: &SteeringSettings) -> Result<Self, SteeringError> {
+        let pins = Pins::open(&settings.directory)?;
+        let (programs, mut maps) = programs::load(&pins)?;
+        let listeners = maps.config()?.listeners;
+        maps.set_config(Config {
+            mark_mask: settings.mark_mask,
+            capture_mark: settings.capture_mark,
+            agent_mark: settings.agent_mark,
+            listeners,
+        })?;
+        let members = Members::adopt(&maps)?;
+        let state = State {
+            members,
+            devices: Devices::adopt(&maps)?,
+            attachments: Attachments::new(programs, pins, settings.attach),
+            maps,
+        };
+        Ok(Self { state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Gives new connections to these listeners, one pair for each data-plane core, in place of any before.
+    ///
+    /// # Errors
+    /// If there are more cores than [`mesh_common::MAX_LISTENERS`], or a socket does not listen.
+    pub fn set_listeners(&self, listeners: &[CoreListeners<'_>]) -> Result<(), SteeringError> {
+        self.lock().maps.set_listeners(listeners)
+    }
+
+    /// Takes a pod into account as it is now: steers its traffic if it is enrolled, ends that if it no longer is,
+    /// and in both cases guards its addresses. Connections it has go on as they began.
+    ///
+    /// # Errors
+    /// If a map is full; the pod is then steered by its former rules, or not at all.
+    pub fn enrol(&self, pod: &LocalPod) -> Result<(), SteeringError> {
+        let State { maps, members, devices, .. } = &mut *self.lock();
+        members.upsert(maps, devices, pod)
+    }
+
+    /// Forgets a pod that is gone.
+    ///
+    /// # Errors
+    /// If a map refuses; the pod is forgotten all the same.
+    pub fn withdraw(&self, uid: &str) -> Result<(), SteeringError> {
+        let State { maps, members, devices, .. } = &mut *self.lock();
+        members.withdraw(maps, devices, uid)
+    }
+
+    /// Makes `pods` all there are: takes each into account, and forgets what an agent before left behind of others.
+    /// To be called when the pod source knows every pod, not before.
+    ///
+    /// # Errors
+    /// The first of them; the other pods are done nevertheless.
+    pub fn reconcile<'a>(&self, pods: impl IntoIterator<Item = &'a LocalPod>) -> Result<(), SteeringError> {
+        let State { maps, members, devices, .. } = &mut *self.lock();
+        members.reconcile(maps, devices, pods)
+    }
+
+    /// How many packets met which end, since the node's steering was first loaded.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn counters(&self) -> Result<Vec<Count>, SteeringError> {
+        counters::read(&self.lock().maps)
+    }
+
+    /// The devices the programs are attached to, and those where that failed.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let State { members, devices, attachments, .. } = &*self.lock();
+        attachments.report(devices, members)
+    }
+
+    /// The loaded programs.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn programs(&self) -> Result<Vec<ProgramReport>, SteeringError> {
+        self.lock().attachments.programs().report()
+    }
+
+    /// What the kernel would do with a new connection, by its own maps.
+    pub fn explain(&self, source: std::net::IpAddr, destination: std::net::SocketAddr) -> Explanation {
+        explain::explain(&self.lock().maps, source, destination)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is one map write after another; a panic in between leaves a state that `reconcile` mends.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the steering that is pinned below `directory`, of a living agent or a dead one: detaches the programs from
+/// the devices of this network namespace and removes all pins. Returns what it removed.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn detach(directory: &Path) -> Result<Vec<PathBuf>, SteeringError> {
+    attachments::detach_all(directory)
+}

@@ -51,7 +51,7 @@ pub enum Gate {
 
 /// Which way a connection goes, seen from the pod that the rules belong to.
 #[repr(u8)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
     /// The pod opens it.
     Outbound = 0,

@@ -6,12 +6,14 @@
 
 mod address;
 mod decision;
+mod layout;
 mod maps;
 mod outcome;
 mod spread;
 
 pub use address::Address;
 pub use decision::{Capture, Direction, Flow, Gate, Tables, gate, judge};
+pub use layout::LAYOUT;
 pub use maps::{
     Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags,
     PortRule, capacity, listener_slot, name,
@@ -19,6 +21,6 @@ pub use maps::{
 pub use outcome::{Effect, Outcome};
 pub use spread::spread;
 
-/// Version of this ABI; part of the pin path. Raise it with any change to a map, so that an agent never reads the
-/// pinned maps of another layout.
+/// Version of this ABI; part of the pin path together with [`LAYOUT`]. Raise it with a change of meaning that the
+/// sizes do not show, so that an agent never reads the pinned maps of another.
 pub const ABI_VERSION: u32 = 1;

@@ -21,6 +21,26 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
 
+/// Reads a field of the context. Volatile, and never inside of a branch: the verifier wants every field at its fixed
+/// offset, and the compiler joins the loads of two branches into one at a computed offset.
+macro_rules! read {
+    ($ctx:expr, $($field:tt)+) => {{
+        let lookup: *const bpf_sk_lookup = $ctx.lookup;
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (&raw const (*lookup).$($field)+).read_volatile() }
+    }};
+}
+
+/// Reads an address in both families; the kernel answers zeroes for the one it is not.
+macro_rules! addresses {
+    ($ctx:expr, $v4:ident, $v6:ident) => {
+        (
+            Address::v4(read!($ctx, $v4)),
+            Address::v6([read!($ctx, $v6[0]), read!($ctx, $v6[1]), read!($ctx, $v6[2]), read!($ctx, $v6[3])]),
+        )
+    };
+}
+
 /// Answers one look-up. Always `SK_PASS`: without a choice of ours the kernel looks on in its own tables.
 #[sk_lookup]
 pub(crate) fn pick_listener(ctx: SkLookupContext) -> u32 {
@@ -33,17 +53,17 @@ pub(crate) fn pick_listener(ctx: SkLookupContext) -> u32 {
 /// `None` for protocols that are none of our business.
 #[inline(always)]
 fn pick(ctx: &SkLookupContext) -> Option<Outcome> {
-    // SAFETY: the context is valid for as long as the program runs.
-    let lookup: &bpf_sk_lookup = unsafe { &*ctx.lookup };
-    if lookup.protocol != IPPROTO_TCP {
+    if read!(ctx, protocol) != IPPROTO_TCP {
         return None;
     }
-    let (family, source, destination) = match lookup.family {
-        AF_INET => (Family::V4, Address::v4(lookup.remote_ip4), Address::v4(lookup.local_ip4)),
-        AF_INET6 => (Family::V6, Address::v6(lookup.remote_ip6), Address::v6(lookup.local_ip6)),
+    let (source_v4, source_v6) = addresses!(ctx, remote_ip4, remote_ip6);
+    let (destination_v4, destination_v6) = addresses!(ctx, local_ip4, local_ip6);
+    let (family, source, destination) = match read!(ctx, family) {
+        AF_INET => (Family::V4, source_v4, destination_v4),
+        AF_INET6 => (Family::V6, source_v6, destination_v6),
         _ => return None,
     };
-    let port = lookup.local_port as u16;
+    let port = read!(ctx, local_port) as u16;
 
     // The source was checked at the ingress; here the device may already be the bridge above it.
     let flow = Flow { source: &source, destination: &destination, device: 0, owner: 0 };
@@ -55,7 +75,7 @@ fn pick(ctx: &SkLookupContext) -> Option<Outcome> {
     }
 
     let config = config();
-    let core = spread(&source, u16::from_be(lookup.remote_port), &destination, port, config.listeners);
+    let core = spread(&source, u16::from_be(read!(ctx, remote_port)), &destination, port, config.listeners);
     let Some(listener) = Listener::find(&config, core, family) else {
         return Some(Outcome::NoListener);
     };

@@ -1,0 +1,264 @@
+//! Attaching the programs, and keeping them attached.
+//!
+//! With tcx a program hangs on a *link*, which is pinned and lets the program be replaced in one step. Kernels
+//! before 6.6 have clsact instead: a filter stays until it is removed, and is replaced by its number.
+
+mod clsact;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
+use serde::Serialize;
+use tracing::{debug, info, warn};
+
+use super::SteeringError;
+use super::devices::{Devices, Link};
+use super::members::Members;
+use super::pins::{self, Pins};
+use super::programs::{PICK_LISTENER, Programs, STEER};
+
+/// How `steer` is attached to devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// tcx where the kernel has it (Linux 6.6), else clsact.
+    #[default]
+    Auto,
+    /// tcx, first of all programs there.
+    Tcx,
+    /// A clsact filter of the highest priority.
+    Clsact,
+}
+
+/// A device that is steered, or should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub device: String,
+    /// How the program is attached.
+    pub mode: AttachMode,
+    /// The bridge it is a port of.
+    pub bridge: Option<String>,
+    /// Uid of the enrolled pod behind it.
+    pub pod: Option<String>,
+    /// Why the program could not be attached; it is tried again.
+    pub error: Option<String>,
+}
+
+/// The programs and where they are attached.
+pub(super) struct Attachments {
+    programs: Programs,
+    pins: Pins,
+    mode: AttachMode,
+    /// By interface index: the way it is attached, or why it is not.
+    devices: BTreeMap<u32, Result<AttachMode, String>>,
+    picks_listeners: bool,
+}
+
+impl Attachments {
+    pub(super) fn new(programs: Programs, pins: Pins, mode: AttachMode) -> Self {
+        Self { programs, pins, mode, devices: BTreeMap::new(), picks_listeners: false }
+    }
+
+    pub(super) fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Attaches `pick_listener` to this network namespace, unless that is done.
+    ///
+    /// The programs of two agents can stand side by side, the first choice counts and both choose from the same
+    /// sockets: so the new link comes before the old one goes.
+    pub(super) fn attach_pick_listener(&mut self) -> Result<(), SteeringError> {
+        if self.picks_listeners {
+            return Ok(());
+        }
+        let (pin, next) = (self.pins.pick_listener(), self.pins.next_pick_listener());
+        if next.exists() {
+            // An agent died between the steps below.
+            if pin.exists() { pins::remove(&next)? } else { pins::rename(&next, &pin)? }
+        }
+        let failed = |error: &dyn std::fmt::Display| SteeringError::Attach {
+            program: PICK_LISTENER,
+            target: "the network namespace".to_owned(),
+            reason: error.to_string(),
+        };
+        let netns = File::open("/proc/thread-self/ns/net").map_err(|error| failed(&error))?;
+        let program = self.programs.pick_listener()?;
+        let link = program
+            .attach(netns)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| failed(&chain(&error)))?;
+        FdLink::from(link).pin(&next).map_err(|error| failed(&chain(&error)))?;
+        pins::remove(&pin)?;
+        pins::rename(&next, &pin)?;
+        self.picks_listeners = true;
+        Ok(())
+    }
+
+    /// Attaches `steer` to the steered devices that lack it, and forgets the devices that are gone.
+    pub(super) fn sync(&mut self, devices: &Devices, gone: &[u32]) {
+        let pinned = self.pins.steered();
+        for index in gone.iter().chain(pinned.iter().filter(|index| devices.link(**index).is_none())) {
+            self.forget(*index);
+        }
+        for link in devices.steered() {
+            self.attach(link);
+        }
+        // Only now does no program use the maps of an agent with another layout any more.
+        if self.devices.values().all(Result::is_ok)
+            && let Err(error) = self.pins.remove_other_maps()
+        {
+            warn!(%error, "former kernel maps stay");
+        }
+    }
+
+    /// Attaches `steer` to a device, unless that is done.
+    pub(super) fn attach(&mut self, link: &Link) {
+        if let Some(Ok(_)) = self.devices.get(&link.index) {
+            return;
+        }
+        let result = match self.try_attach(link) {
+            Ok(mode) => {
+                info!(device = %link.name, index = link.index, ?mode, "steering");
+                Ok(mode)
+            }
+            Err(error) => {
+                warn!(device = %link.name, %error, "device is not steered; will try again");
+                Err(error.to_string())
+            }
+        };
+        self.devices.insert(link.index, result);
+    }
+
+    /// Forgets a device that is gone, with its pin: a link that stayed behind would follow a device that moved to
+    /// another network namespace.
+    pub(super) fn forget(&mut self, index: u32) {
+        if self.devices.remove(&index).is_some() {
+            debug!(index, "device is gone");
+        }
+        if let Err(error) = self.pins.forget_device(index) {
+            warn!(index, %error, "a pin stays");
+        }
+    }
+
+    pub(super) fn report(&self, devices: &Devices, members: &Members) -> Vec<Attachment> {
+        let name = |index| devices.link(index).map(|link| link.name.clone());
+        self.devices
+            .iter()
+            .map(|(index, result)| Attachment {
+                index: *index,
+                device: name(*index).unwrap_or_default(),
+                mode: *result.as_ref().unwrap_or(&self.mode),
+                bridge: devices.link(*index).and_then(|link| name(link.bridge?)),
+                pod: members.uid(devices.owner(*index)).map(|uid| uid.to_string()),
+                error: result.as_ref().err().cloned(),
+            })
+            .collect()
+    }
+
+    fn try_attach(&mut self, link: &Link) -> Result<AttachMode, SteeringError> {
+        let failed =
+            |reason: String| SteeringError::Attach { program: STEER, target: link.name.clone(), reason };
+        if self.mode != AttachMode::Clsact {
+            match self.attach_tcx(link) {
+                Ok(()) => return Ok(AttachMode::Tcx),
+                // The kernel does not know tcx.
+                Err(TcxError::Program(error)) if self.mode == AttachMode::Auto && is_invalid(&error) => {
+                    info!("this kernel has no tcx; using clsact");
+                    self.mode = AttachMode::Clsact;
+                }
+                Err(TcxError::Program(error)) => return Err(failed(chain(&error))),
+                Err(TcxError::Pin(error)) => return Err(error),
+            }
+        }
+        clsact::attach(self.programs.steer()?, &self.pins, link.index, &link.name).map_err(failed)?;
+        Ok(AttachMode::Clsact)
+    }
+
+    fn attach_tcx(&mut self, link: &Link) -> Result<(), TcxError> {
+        let pin = self.pins.steer(link.index);
+        let program = self.programs.steer()?;
+        if adopt(program, &pin, &link.name) {
+            return Ok(());
+        }
+        // What is pinned there belongs to a device that is gone.
+        pins::remove(&pin)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program.attach_with_options(&link.name, TcAttachType::Ingress, order)?;
+        let attached = FdLink::try_from(program.take_link(id)?).map_err(|error| not_pinned(&pin, &error))?;
+        attached.pin(&pin).map_err(|error| not_pinned(&pin, &error))?;
+        Ok(())
+    }
+}
+
+enum TcxError {
+    Program(ProgramError),
+    Pin(SteeringError),
+}
+
+impl From<ProgramError> for TcxError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+impl From<SteeringError> for TcxError {
+    fn from(error: SteeringError) -> Self {
+        Self::Pin(error)
+    }
+}
+
+fn not_pinned(pin: &Path, error: &(dyn std::error::Error + 'static)) -> SteeringError {
+    SteeringError::Attach { program: STEER, target: pin.display().to_string(), reason: chain(error) }
+}
+
+/// Replaces the program in the pinned link of an agent before, if there is one and it is this device's.
+fn adopt(program: &mut SchedClassifier, pin: &Path, device: &str) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(pin) else { return false };
+    let replaced = SchedClassifierLink::try_from(FdLink::from(pinned)).is_ok_and(|link| {
+        // The pin keeps the link; the descriptor is not needed.
+        program.attach_to_link(link).and_then(|id| program.take_link(id)).is_ok()
+    });
+    replaced && runs_on(program, device)
+}
+
+/// Whether the program is attached to this device, and not only to one that once had its number.
+fn runs_on(program: &SchedClassifier, device: &str) -> bool {
+    let Ok(ours) = program.info() else { return false };
+    SchedClassifier::query_tcx(device, TcAttachType::Ingress)
+        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == ours.id()))
+}
+
+/// `EINVAL`: the kernel knows no such attach type.
+fn is_invalid(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(SyscallError { io_error, .. })
+        if io_error.kind() == ErrorKind::InvalidInput)
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Detaches everything that is pinned or noted below `directory`.
+pub(super) fn detach_all(directory: &Path) -> Result<Vec<PathBuf>, SteeringError> {
+    let pins = Pins::existing(directory);
+    for index in pins.clsact_filters() {
+        clsact::detach(&pins, index);
+    }
+    pins.remove_all()
+}

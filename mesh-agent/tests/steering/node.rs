@@ -1,0 +1,324 @@
+//! A node with pods, servers in them, and an agent that is nothing but steering and listeners.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mesh_agent::pods::{LocalPod, PodDevice};
+use mesh_agent::steering::host::Mark;
+use mesh_agent::steering::host::routes::PolicyRouting;
+use mesh_agent::steering::{AttachMode, CoreListeners, DeviceWatch, Steering, SteeringSettings};
+use mesh_lab::{Lab, Machine, Topology};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const CAPTURE_MARK: u32 = 0x1000;
+
+/// How the pods are wired to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wiring {
+    Routed,
+    Bridge,
+    BridgeNetfilter,
+}
+
+/// Pods `a`, `b` and `c` on one node, and `outside` behind its uplink.
+pub(crate) struct Node {
+    pub(crate) runtime: Runtime,
+    lab: Lab,
+    bpffs: BpfFs,
+}
+
+impl Node {
+    pub(crate) fn new(wiring: Wiring) -> Self {
+        let cni = match wiring {
+            Wiring::Routed => "cni: routed",
+            Wiring::Bridge => "cni: bridge, bridgeNetfilter: false",
+            Wiring::BridgeNetfilter => "cni: bridge, bridgeNetfilter: true",
+        };
+        let topology = format!(
+            "name: steering\nnodes: [{{name: node, {cni}, pods: [{{name: a}}, {{name: b}}, {{name: c}}]}}]\n\
+             hosts: [{{name: outside}}]\n"
+        );
+        let lab = Lab::up(Topology::parse("test", &topology).unwrap().unique()).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let node = Self { runtime, lab, bpffs: BpfFs::mount() };
+        for name in ["a", "b", "c", "outside"] {
+            node.serve(name, PORT);
+        }
+        node
+    }
+
+    pub(crate) fn machine(&self, name: &str) -> &Machine {
+        match name {
+            "node" => self.lab.node("node").unwrap(),
+            "outside" => self.lab.host("outside").unwrap(),
+            pod => self.lab.pod(pod).unwrap(),
+        }
+    }
+
+    pub(crate) fn address(&self, name: &str, family: Family) -> IpAddr {
+        let machine = self.machine(name);
+        match family {
+            Family::V4 => machine.ipv4().unwrap().into(),
+            Family::V6 => machine.ipv6().unwrap().into(),
+        }
+    }
+
+    pub(crate) fn pin_directory(&self) -> PathBuf {
+        self.bpffs.0.join("mesh-agent-node")
+    }
+
+    /// The pod as the agent knows it: enrolled, everything steered.
+    pub(crate) fn pod(&self, name: &str) -> LocalPod {
+        let device = self.lab.topology().pods().find(|(_, pod)| pod.name == name).unwrap().1.device.clone();
+        let index = self.inside(|| nix::net::if_::if_nametoindex(device.as_str()).unwrap());
+        LocalPod {
+            uid: format!("test//Pod/default/{name}").into(),
+            name: name.into(),
+            namespace: "default".into(),
+            service_account: "default".into(),
+            addresses: self.machine(name).addresses().iter().collect(),
+            device: Some(PodDevice { index, name: device }),
+            enrolled: true,
+            redirection: mesh_agent::pods::Redirection::default(),
+            failure_mode: mesh_agent::pods::FailureMode::Open,
+        }
+    }
+
+    /// Runs something in the node's network namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.machine("node").namespace().run(work).unwrap()
+    }
+
+    /// A server on all addresses of a machine.
+    pub(crate) fn serve(&self, name: &str, port: u16) {
+        for address in ["0.0.0.0", "::"] {
+            let address = SocketAddr::new(address.parse().unwrap(), port);
+            let listener = self.machine(name).namespace().tcp_listener(address).unwrap();
+            self.runtime.spawn(serve(name.to_owned(), listener));
+        }
+    }
+
+    /// Connects and reads who answered.
+    pub(crate) fn connect(&self, from: &str, to: SocketAddr) -> io::Result<Connection> {
+        let socket = self.machine(from).namespace().tokio_tcp_socket(to)?;
+        self.runtime.block_on(async {
+            let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
+            Connection::greet(stream).await
+        })
+    }
+
+    /// Connects to another machine's server.
+    pub(crate) fn call(&self, from: &str, to: &str, family: Family) -> io::Result<Connection> {
+        self.connect(from, SocketAddr::new(self.address(to, family), PORT))
+    }
+
+    /// Sends something over a connection and waits for it to come back.
+    pub(crate) fn echo(&self, connection: &mut Connection) -> io::Result<()> {
+        self.runtime.block_on(connection.echo())
+    }
+
+    /// Starts an agent.
+    pub(crate) fn agent(&self) -> Agent {
+        self.agent_with(AttachMode::Auto)
+    }
+
+    pub(crate) fn agent_with(&self, attach: AttachMode) -> Agent {
+        let settings = SteeringSettings {
+            directory: self.pin_directory(),
+            mark_mask: 0x3000,
+            capture_mark: CAPTURE_MARK,
+            agent_mark: 0x2000,
+            attach,
+        };
+        let listeners: Vec<_> = (0..2)
+            .flat_map(|_| ["127.0.0.1:0", "[::1]:0"])
+            .map(|address| self.transparent(address))
+            .collect();
+        let steering = {
+            let pairs: Vec<_> = listeners
+                .chunks(2)
+                .map(|pair| CoreListeners { v4: Some(pair[0].as_fd()), v6: Some(pair[1].as_fd()) })
+                .collect();
+            let steering = self.inside(|| Steering::load_or_adopt(&settings)).unwrap();
+            steering.set_listeners(&pairs).unwrap();
+            steering
+        };
+        let accepting = listeners
+            .into_iter()
+            .map(|listener| self.runtime.spawn(serve("agent".to_owned(), listener)))
+            .collect();
+
+        let shutdown = CancellationToken::new();
+        let (started, wait) = mpsc::channel();
+        let task = {
+            let (steering, shutdown) = (steering.clone(), shutdown.clone());
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let mark = Mark { value: CAPTURE_MARK, mask: 0x3000 };
+                    PolicyRouting { mark, table: 15001, preference: 99 }.install().await.unwrap();
+                    let watch = DeviceWatch::start(steering).await.unwrap();
+                    started.send(()).unwrap();
+                    watch.run(shutdown).await;
+                });
+            }
+        };
+        let watching = self.machine("node").namespace().spawn("agent", task).unwrap();
+        wait.recv().expect("the agent starts");
+        Agent { steering, shutdown, watching: Some(watching), accepting }
+    }
+
+    /// A listener as the proxy has it: it answers from addresses that are not the node's.
+    fn transparent(&self, address: &str) -> std::net::TcpListener {
+        let address: SocketAddr = address.parse().unwrap();
+        self.inside(|| {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+            if address.is_ipv4() {
+                socket.set_ip_transparent_v4(true).unwrap();
+            }
+            socket.set_mark(CAPTURE_MARK).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.bind(&address.into()).unwrap();
+            socket.listen(128).unwrap();
+            socket.into()
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Steering with listeners. Dropping it is a crash: what is pinned stays.
+pub(crate) struct Agent {
+    pub(crate) steering: Steering,
+    shutdown: CancellationToken,
+    watching: Option<JoinHandle<()>>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Agent {
+    pub(crate) fn count(&self, outcome: &str) -> u64 {
+        let counters = self.steering.counters().unwrap();
+        counters.iter().find(|count| count.outcome == outcome).expect("a known outcome").packets
+    }
+
+    /// Closes the listeners.
+    pub(crate) fn close(&mut self) {
+        for task in &self.accepting {
+            task.abort();
+        }
+        until("the listeners are closed", || self.accepting.iter().all(tokio::task::JoinHandle::is_finished));
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for task in &self.accepting {
+            task.abort();
+        }
+        self.shutdown.cancel();
+        if let Some(thread) = self.watching.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// A connection whose other end has said who it is.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: BufReader<TcpStream>,
+    /// Machine, or `agent`.
+    pub(crate) who: String,
+    /// The address the other end was reached at.
+    pub(crate) reached: SocketAddr,
+    /// The address the other end saw.
+    pub(crate) seen: SocketAddr,
+}
+
+impl Connection {
+    async fn greet(stream: TcpStream) -> io::Result<Self> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_line(&mut line)).await??;
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let mut word = || words.next().ok_or_else(|| io::Error::other(format!("greeting {line:?}")));
+        let (who, reached, seen) = (word()?, word()?, word()?);
+        Ok(Self { stream, who, reached: reached.parse().unwrap(), seen: seen.parse().unwrap() })
+    }
+
+    async fn echo(&mut self) -> io::Result<()> {
+        self.stream.write_all(b"echo").await?;
+        let mut answer = [0; 4];
+        tokio::time::timeout(PATIENCE, self.stream.read_exact(&mut answer)).await??;
+        assert_eq!(&answer, b"echo");
+        Ok(())
+    }
+
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.stream.get_ref().local_addr().unwrap()
+    }
+}
+
+async fn serve(name: String, listener: std::net::TcpListener) {
+    let listener = TcpListener::from_std(listener).unwrap();
+    loop {
+        let Ok((mut stream, peer)) = listener.accept().await else { return };
+        let greeting = format!("{name} {} {peer}\n", stream.local_addr().unwrap());
+        tokio::spawn(async move {
+            if stream.write_all(greeting.as_bytes()).await.is_ok() {
+                let (mut read, mut write) = stream.split();
+                drop(tokio::io::copy(&mut read, &mut write).await);
+            }
+        });
+    }
+}
+
+/// Waits for a condition.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A BPF file system of its own.
+struct BpfFs(PathBuf);
+
+impl BpfFs {
+    fn mount() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("mesh-bpf-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&Path>).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        drop(std::fs::remove_dir(&self.0));
+    }
+}

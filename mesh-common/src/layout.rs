@@ -1,0 +1,44 @@
+//! A number that changes with the layout of the maps.
+
+use crate::address::Address;
+use crate::maps::{Action, CidrRule, Config, Device, MAX_LISTENERS, Pod, PortRule, capacity};
+use crate::outcome::Outcome;
+
+/// Fingerprint of every key, value and capacity, and of the counters: FNV-1a over their sizes and numbers.
+///
+/// Maps are shared with the programs of the agent before and after; a layout nobody remembered to give a new
+/// version to must not be among them.
+pub const LAYOUT: u32 = fingerprint(&[
+    capacity::PODS,
+    size(size_of::<Address>()),
+    size(size_of::<Pod>()),
+    capacity::DEVICES,
+    size(size_of::<Device>()),
+    capacity::HOST_ADDRS,
+    capacity::PORT_RULES,
+    size(size_of::<PortRule>()),
+    capacity::CIDR_RULES,
+    size(size_of::<CidrRule>()),
+    size(size_of::<Action>()),
+    MAX_LISTENERS,
+    size(Outcome::ALL.len()),
+    size(size_of::<Config>()),
+]);
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "sizes of small structures; evaluated by the compiler only"
+)]
+const fn size(size: usize) -> u32 {
+    size as u32
+}
+
+const fn fingerprint(numbers: &[u32]) -> u32 {
+    let mut hash = 0x811c_9dc5_u32;
+    let mut rest = numbers;
+    while let [number, tail @ ..] = rest {
+        hash = (hash ^ *number).wrapping_mul(0x0100_0193);
+        rest = tail;
+    }
+    hash
+}
