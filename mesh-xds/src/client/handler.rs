@@ -7,7 +7,7 @@ use prost::Name;
 use crate::proto::discovery::Resource;
 
 /// Receives resources.
-pub trait Handler: Send + 'static {
+pub trait Handler {
     /// Takes in what one response brought and returns the resources that were refused. Those keep their last good
     /// version (the handler keeps its own last good value of them); all others count as accepted.
     ///
@@ -15,13 +15,13 @@ pub trait Handler: Send + 'static {
     fn apply(&mut self, update: &Update) -> Vec<Rejection>;
 }
 
-impl<F: FnMut(&Update) -> Vec<Rejection> + Send + 'static> Handler for F {
+impl<F: FnMut(&Update) -> Vec<Rejection>> Handler for F {
     fn apply(&mut self, update: &Update) -> Vec<Rejection> {
         self(update)
     }
 }
 
-/// The content of one response. Names of removed resources may be unknown to the handler, and a resource may come
+/// The content of one response. A name occurs in it once. Names of removed resources may be unknown to the handler, and a resource may come
 /// again unchanged.
 #[derive(Debug, Clone, Default)]
 pub struct Update {

@@ -107,17 +107,9 @@ impl Types {
             return Received { answer, update: Update::default(), rejections };
         };
 
-        let mut rejections = Vec::new();
-        let resources = resources
-            .into_iter()
-            .filter_map(|encoded| {
-                read_resource(encoded, &type_url).unwrap_or_else(|rejection| {
-                    rejections.push(rejection);
-                    None
-                })
-            })
-            .collect();
-        let update = Update { type_url, resources, removed: removed_resources, more };
+        let (resources, mut rejections, names) = read_resources(resources, &type_url);
+        let removed = removed_resources.into_iter().filter(|name| !names.contains(name)).collect();
+        let update = Update { type_url, resources, removed, more };
         rejections.extend(handler.apply(&update));
         state.hold(&update, &rejections);
         Received { answer: answer(&update.type_url, nonce, &rejections), update, rejections }
@@ -199,6 +191,33 @@ impl TypeState {
             self.held.insert(resource.name.clone(), Held { version: resource.version.clone(), aliases });
         }
     }
+}
+
+/// Reads the resources of a response. Of several with one name the last counts; what the response says of a name
+/// is then one thing, whatever order it is worked in. Also returns the names.
+fn read_resources(
+    encoded: Vec<bytes::Bytes>,
+    type_url: &str,
+) -> (Vec<Resource>, Vec<Rejection>, HashSet<String>) {
+    let mut names = HashSet::new();
+    let (mut resources, mut rejections) = (Vec::with_capacity(encoded.len()), Vec::new());
+    for encoded in encoded.into_iter().rev() {
+        let read = read_resource(encoded, type_url);
+        let name = match &read {
+            Ok(resource) => resource.as_ref().map_or("", |resource| &resource.name),
+            Err(rejection) => &rejection.name,
+        };
+        if !name.is_empty() && !names.insert(name.to_owned()) {
+            continue;
+        }
+        match read {
+            Ok(resource) => resources.extend(resource),
+            Err(rejection) => rejections.push(rejection),
+        }
+    }
+    resources.reverse();
+    rejections.reverse();
+    (resources, rejections, names)
 }
 
 /// Reads a resource; `None` is a sign of life of one that is held already.
