@@ -104,6 +104,8 @@ impl Subscription {
         if first {
             self.join(table);
             self.held = held;
+        } else {
+            self.distrust(subscribe.iter().chain(&unsubscribe), table);
         }
 
         let implicit = first && subscribe.is_empty() && unsubscribe.is_empty();
@@ -116,9 +118,7 @@ impl Subscription {
             self.ask(name);
         }
         if first && !wildcard {
-            // ztunnel names what it still wants after a reconnect here only.
-            let held: Vec<String> = self.held.keys().cloned().collect();
-            held.iter().for_each(|name| self.ask(name));
+            self.return_named(table);
         }
         match (self.wildcard, wildcard) {
             (false, true) => self.become_wildcard(table),
@@ -137,6 +137,38 @@ impl Subscription {
         self.joined = table.sequence();
     }
 
+    /// What a client holds that returns and asks by name.
+    fn return_named(&mut self, table: &Table) {
+        if self.names.is_empty() {
+            // ztunnel says only here what it still wants.
+            let held: Vec<String> = self.held.keys().cloned().collect();
+            held.iter().for_each(|name| self.ask(name));
+            return;
+        }
+        for name in self.held.keys() {
+            match table.resource(name).filter(|resource| wants(&self.names, resource)) {
+                // At which version, comes out when its names are answered.
+                Some(resource) => {
+                    self.delivered.insert(Arc::clone(resource.name()), resource.clone());
+                }
+                None => self.gone.push(name.clone()),
+            }
+        }
+    }
+
+    /// What a later request names, the client may have dropped: what it said it holds is no longer certain.
+    fn distrust<'a>(&mut self, names: impl Iterator<Item = &'a String>, table: &Table) {
+        if self.held.is_empty() {
+            return;
+        }
+        for name in names {
+            self.held.remove(name);
+            for resource in table.resolve(&name.as_str().into()) {
+                self.held.remove(resource.name().as_ref());
+            }
+        }
+    }
+
     fn ask(&mut self, name: &str) {
         let name: Arc<str> = name.into();
         self.unanswered.insert(Arc::clone(&name));
@@ -149,7 +181,10 @@ impl Subscription {
             self.unanswered.remove(name.as_str());
         }
         let names = &self.names;
-        self.delivered.retain(|_, resource| wants(names, resource));
+        let left = self.delivered.extract_if(|_, resource| !wants(names, resource));
+        // The client drops what it left. But it may keep one for an alias which, unknown to it, is no longer the
+        // resource's: that one would never be heard of again.
+        self.gone.extend(left.map(|(name, _)| name.to_string()));
     }
 
     /// Reads the log from its beginning; what the client holds already is passed over.
@@ -198,7 +233,8 @@ impl Subscription {
         while batch.bytes < limit {
             let Some(name) = self.gone.pop() else { break };
             // It may have come back meanwhile.
-            if table.resource(&name).is_none() {
+            let offered = table.resource(&name);
+            if !offered.is_some_and(|resource| self.wildcard || wants(&self.names, resource)) {
                 batch.push_removed(&name);
             }
         }
@@ -213,6 +249,8 @@ impl Subscription {
                 let held = self.held.get(resource.name().as_ref()).is_some_and(|v| v == resource.version());
                 if !held && answered.insert(Arc::clone(resource.name())) {
                     batch.push(resource);
+                    // What it came with is overwritten.
+                    self.held.remove(resource.name().as_ref());
                 }
                 if !self.wildcard {
                     self.delivered.insert(Arc::clone(resource.name()), resource.clone());

@@ -3,6 +3,8 @@ use crate::proto::Any;
 use crate::proto::discovery::Resource;
 use prost::Message;
 
+mod model;
+
 const NO_LIMIT: usize = usize::MAX;
 
 struct Fixture {
@@ -129,6 +131,7 @@ fn names_are_answered_whether_they_exist_or_not() {
     it.express(&["a"], &[], &[]);
     assert_eq!(it.next(), said(&["a"], &[]));
     it.express(&[], &["a"], &[]);
+    assert_eq!(it.next(), said(&[], &["a"]));
     it.put("a", &[], "2");
     it.remove("x");
     assert_eq!(it.next(), said(&[], &["x"]));
