@@ -2,8 +2,10 @@
 //!
 //! `ARCHITECTURE.md` has the map of the house and the life of a connection.
 
+pub mod admin;
 pub mod config;
 pub mod enrolment;
+pub mod meshctl;
 pub mod pods;
 pub mod proxy;
 pub mod settings;

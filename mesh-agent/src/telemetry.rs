@@ -25,6 +25,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
 pub use access_log::{AccessLogError, AccessLogFormat, AccessLogOptions, AccessLogTarget};
+pub(crate) use process::resident_memory;
 pub use record::{
     ConnectFailure, ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, Peer, Reporter,
     ResponseFlag, Traffic, Transport,

@@ -58,6 +58,11 @@ impl Collector for ProcessCollector {
     }
 }
 
+/// Memory of this process that is in RAM, in bytes.
+pub(crate) fn resident_memory() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 /// The number after `name` in `/proc/self/status`.
 fn field(status: &str, name: &str) -> Option<u64> {
     let rest = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,0 +1,82 @@
+//! The agent's part: the proxy's own explanation, in the words of the API.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::question::Question;
+use crate::admin::api::{CandidateInfo, DecisionInfo, SetAsideInfo};
+use crate::admin::views::balancing;
+use crate::config::Snapshot;
+use crate::pods::LocalPods;
+use crate::proxy::decision::{Because, Candidate, Explanation, NotPreserved, Path, SourceAddress, Unusable};
+use crate::telemetry::ResponseFlag;
+
+pub(super) fn explain(mesh: &Snapshot, pods: &LocalPods, question: &Question) -> DecisionInfo {
+    // Any port will do: no decision depends on the client's.
+    let client = SocketAddr::new(question.client.ip(), 0);
+    let explanation = Explanation::new(mesh, pods, client, question.destination, Instant::now());
+    let tiers = explanation.tiers.iter().enumerate();
+    DecisionInfo {
+        direction: explanation.direction,
+        service: explanation.service,
+        balancing: explanation.load_balancing.as_ref().map(balancing),
+        candidates: tiers
+            .flat_map(|(tier, candidates)| candidates.iter().map(move |candidate| describe(tier, candidate)))
+            .collect(),
+        set_aside: explanation
+            .set_aside
+            .iter()
+            .map(|endpoint| SetAsideInfo {
+                workload: endpoint.workload.to_string(),
+                because: because(endpoint.because).into(),
+            })
+            .collect(),
+        refusal: explanation.reason,
+        response_flag: (explanation.flag != ResponseFlag::None).then(|| explanation.flag.as_str().into()),
+    }
+}
+
+fn describe(tier: usize, candidate: &Candidate) -> CandidateInfo {
+    let (preserved, reason) = match candidate.source_address {
+        SourceAddress::Preserved(address) => (Some(address.to_string()), None),
+        SourceAddress::Node(reason) => (None, Some(not_preserved(reason).into())),
+    };
+    CandidateInfo {
+        workload: candidate.workload.as_ref().map(ToString::to_string),
+        node: candidate.node.as_ref().map(ToString::to_string),
+        address: candidate.address.to_string(),
+        tier,
+        path: match candidate.path {
+            Path::SameNode => "same node".into(),
+            Path::Remote => "other node".into(),
+            Path::Passthrough => "past the mesh".into(),
+        },
+        preserved_source: preserved,
+        source_reason: reason,
+        weight: candidate.weight,
+        active: candidate.active,
+        failures: candidate.failures,
+        ejected: candidate.ejected,
+    }
+}
+
+fn not_preserved(reason: NotPreserved) -> &'static str {
+    match reason {
+        NotPreserved::UnknownDestination => "the mesh does not know the destination",
+        NotPreserved::OutsideTheNodes => "the destination is on no node of the mesh",
+        NotPreserved::HostNetwork => "the destination shares its node's address",
+        NotPreserved::TheClientItself => "the destination is the client itself",
+        NotPreserved::OtherFamily => "the client has no address of the destination's family",
+    }
+}
+
+fn because(because: Because) -> &'static str {
+    match because {
+        Because::NotReady => "not ready",
+        Because::NoWeight => "its weight is 0",
+        Because::TooFar => "too far: it does not share what the service asks for",
+        Because::Unusable(Unusable::OtherNetwork) => "in another network",
+        Because::Unusable(Unusable::NoPort) => "does not serve the port",
+        Because::Unusable(Unusable::NoAddress) => "has no address",
+    }
+}

@@ -1,0 +1,95 @@
+//! The agent's own state as metrics, read when they are asked for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::api::ConfigOrigin;
+use super::state::AdminState;
+use crate::telemetry::exposition::{counters, gauge, gauges, info};
+
+/// Asks every part for what it counts.
+pub(super) struct AgentCollector(pub(super) Arc<AdminState>);
+
+impl fmt::Debug for AgentCollector {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("AgentCollector").finish_non_exhaustive()
+    }
+}
+
+impl Collector for AgentCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let state = &self.0;
+        let build = [("version", env!("CARGO_PKG_VERSION"))];
+        info(encoder, "mesh_agent_build_info", "What runs", &build)?;
+        gauge(
+            encoder,
+            "mesh_agent_ready",
+            "Whether traffic is steered and a configuration is there",
+            u64::from(state.health().ready),
+        )?;
+        counters(
+            encoder,
+            "mesh_agent_steering_packets",
+            "What the kernel programs did with packets, by outcome",
+            "outcome",
+            state.steering.counters(),
+        )?;
+        configuration(state, encoder)?;
+        let pods = state.pod_counts();
+        gauges(
+            encoder,
+            "mesh_agent_pods",
+            "Pods of this node",
+            "state",
+            [("known", pods.known), ("enrolled", pods.enrolled), ("without_device", pods.without_device)]
+                .map(|(label, count)| (label, number(count))),
+        )
+    }
+}
+
+fn configuration(state: &AdminState, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let mesh = state.mesh.load();
+    let config = state.config.status();
+    gauge(
+        encoder,
+        "mesh_agent_config_revision",
+        "Counts the changes that led to the current configuration",
+        mesh.revision(),
+    )?;
+    gauges(
+        encoder,
+        "mesh_agent_config_resources",
+        "What the configuration knows",
+        "kind",
+        [("workload", mesh.workload_count()), ("service", mesh.service_count())]
+            .map(|(kind, count)| (kind, number(count))),
+    )?;
+    gauge(
+        encoder,
+        "mesh_agent_config_rejected_resources",
+        "Resources whose newest version was refused",
+        number(config.rejected.len()),
+    )?;
+    gauge(
+        encoder,
+        "mesh_agent_config_connected",
+        "Whether a control server is connected",
+        u64::from(config.connected.is_some()),
+    )?;
+    gauge(
+        encoder,
+        "mesh_agent_config_from_cache",
+        "Whether the configuration in force is the last good state on disk",
+        u64::from(config.origin == ConfigOrigin::Cache),
+    )?;
+    let Some(age) = config.last_change_seconds else { return Ok(()) };
+    gauge(encoder, "mesh_agent_config_age_seconds", "Time since the last change came", age)
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
