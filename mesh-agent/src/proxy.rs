@@ -16,6 +16,8 @@ mod balance;
 mod connection;
 pub mod decision;
 mod dial;
+#[cfg(test)]
+mod fixtures;
 mod inbound;
 mod limits;
 mod listener;

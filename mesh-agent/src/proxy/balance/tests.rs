@@ -1,1 +1,155 @@
+use std::collections::HashMap;
+use std::time::Duration;
 
+use proptest::prelude::{ProptestConfig, prop, prop_assert, prop_assert_eq, prop_assume, proptest};
+
+use super::super::fixtures::{ip, service, snapshot, workload};
+use super::*;
+use crate::config::{BalanceMode, RoutingScope, Snapshot};
+
+/// A service with an endpoint of each weight, on the nodes given in turn.
+fn mesh(weights: &[u32], nodes: &[&str]) -> std::sync::Arc<Snapshot> {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.load_balancing.mode = BalanceMode::Failover;
+    web.load_balancing.preference = vec![RoutingScope::Node];
+    let workloads = weights.iter().enumerate().map(|(index, weight)| {
+        let name = format!("w{index}");
+        let node = nodes[index % nodes.len()];
+        let mut endpoint = workload(&name, &[&format!("10.2.0.{}", index + 1)], node, &["web"]);
+        endpoint.weight = *weight;
+        endpoint
+    });
+    snapshot([web], workloads)
+}
+
+fn entry(snapshot: &Snapshot) -> &ServiceEntry {
+    snapshot.service_by_address(ip("10.96.0.1")).unwrap()
+}
+
+fn name(endpoint: &Endpoint) -> String {
+    endpoint.workload.name.to_string()
+}
+
+/// Chooses `count` times, without a connection staying open.
+fn shares(entry: &ServiceEntry, count: usize, now: Instant) -> HashMap<String, f64> {
+    let mut rng = Rng::with_seed(7);
+    let mut chosen = HashMap::new();
+    for _ in 0..count {
+        let (_, endpoint) = choose(entry, &Tried::default(), now, &mut rng, |_| true).unwrap();
+        *chosen.entry(name(endpoint)).or_insert(0.0) += 1.0 / count as f64;
+    }
+    chosen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn idle_endpoints_share_by_weight(weights in prop::collection::vec(0_u32..100, 1..12)) {
+        let total: u32 = weights.iter().sum();
+        prop_assume!(total > 0);
+        let snapshot = mesh(&weights, &["n1"]);
+        let shares = shares(entry(&snapshot), 20_000, Instant::now());
+        for (index, weight) in weights.iter().enumerate() {
+            let expected = f64::from(*weight) / f64::from(total);
+            let found = shares.get(&format!("w{index}")).copied().unwrap_or_default();
+            // Four standard deviations of a share of one half, the widest.
+            prop_assert!((found - expected).abs() < 0.015, "w{index}: {found} instead of {expected} of {weights:?}");
+        }
+    }
+
+    #[test]
+    fn connections_that_stay_open_settle_by_weight(weights in prop::collection::vec(1_u32..10, 2..8)) {
+        let snapshot = mesh(&weights, &["n1"]);
+        let mut rng = Rng::with_seed(3);
+        let mut open = Vec::new();
+        let total: u32 = weights.iter().sum();
+        for _ in 0..total * 50 {
+            let (_, endpoint) =
+                choose(entry(&snapshot), &Tried::default(), Instant::now(), &mut rng, |_| true).unwrap();
+            open.push(endpoint.load.enter());
+        }
+        for endpoint in entry(&snapshot).endpoints.values() {
+            let fair = f64::from(endpoint.workload.weight) * 50.0;
+            let found = f64::from(endpoint.load.active());
+            prop_assert!((found - fair).abs() <= (fair * 0.2).max(8.0), "{found} instead of {fair} of {weights:?}");
+        }
+    }
+
+    #[test]
+    fn no_endpoint_is_tried_twice(count in 1_usize..12, seed: u64) {
+        let snapshot = mesh(&vec![1; count], &["n1", "n2"]);
+        let mut rng = Rng::with_seed(seed);
+        let mut tried = Tried::default();
+        let mut seen = Vec::new();
+        while let Some((position, endpoint)) =
+            choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true)
+        {
+            tried.add(position);
+            seen.push(name(endpoint));
+            if seen.len() == MAX_ATTEMPTS {
+                break;
+            }
+        }
+        prop_assert_eq!(seen.len(), count.min(MAX_ATTEMPTS));
+        seen.sort();
+        seen.dedup();
+        prop_assert_eq!(seen.len(), count.min(MAX_ATTEMPTS));
+    }
+}
+
+#[test]
+fn a_busy_endpoint_is_left_alone() {
+    let snapshot = mesh(&[1, 1, 1], &["n1"]);
+    let busy = entry(&snapshot).endpoints.values().next().unwrap();
+    let _open: Vec<_> = (0..100).map(|_| busy.load.enter()).collect();
+    let shares = shares(entry(&snapshot), 1000, Instant::now());
+    assert_eq!(shares.get(&name(busy)), None);
+}
+
+#[test]
+fn the_nearest_tier_is_used_up_before_the_next() {
+    let snapshot = mesh(&[1, 1, 1, 1], &["n1", "n2"]);
+    let mut rng = Rng::with_seed(1);
+    let mut tried = Tried::default();
+    let mut nodes = Vec::new();
+    while let Some((position, endpoint)) =
+        choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true)
+    {
+        tried.add(position);
+        nodes.push(endpoint.workload.node.to_string());
+    }
+    assert_eq!(nodes, ["n1", "n1", "n2", "n2"]);
+}
+
+#[test]
+fn what_failed_is_avoided_for_a_while_even_for_a_farther_one() {
+    let snapshot = mesh(&[1, 1], &["n1", "n2"]);
+    let entry = entry(&snapshot);
+    let now = Instant::now();
+    let near = entry.endpoints.values().find(|endpoint| endpoint.workload.node.as_ref() == "n1").unwrap();
+    note_failure(entry, near, now);
+    assert_eq!(shares(entry, 100, now).get(&name(near)), None);
+    assert!(shares(entry, 100, now + Duration::from_secs(2))[&name(near)] > 0.99);
+}
+
+#[test]
+fn never_more_than_half_of_a_service_is_ejected() {
+    let snapshot = mesh(&[1; 5], &["n1", "n2"]);
+    let entry = entry(&snapshot);
+    let now = Instant::now();
+    for endpoint in entry.endpoints.values() {
+        note_failure(entry, endpoint, now);
+    }
+    let ejected = entry.endpoints.values().filter(|endpoint| endpoint.load.is_ejected(now)).count();
+    assert_eq!(ejected, 2);
+}
+
+#[test]
+fn a_lone_endpoint_is_chosen_though_it_failed() {
+    let snapshot = mesh(&[1], &["n1"]);
+    let entry = entry(&snapshot);
+    let now = Instant::now();
+    note_failure(entry, entry.endpoints.values().next().unwrap(), now);
+    assert_eq!(shares(entry, 10, now).len(), 1);
+}
