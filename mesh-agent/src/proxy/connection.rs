@@ -9,14 +9,14 @@ use tokio::io::Interest;
 
 use super::decision::{self, Decision, Refusal, Unusable, Upstream};
 use super::dial::DialError;
-use super::limits::LimitReached;
+use super::limits::{LimitReached, Permit};
 use super::relay::RelayEnd;
 use super::socket::Stream;
 use super::worker::Worker;
 use super::{inbound, outbound};
-use crate::config::{Endpoint, Snapshot};
+use crate::config::{ActiveConnection, Endpoint, Snapshot};
 use crate::pods::LocalPods;
-use crate::telemetry::{ConnectionEnd, Direction, Incident, ResponseFlag};
+use crate::telemetry::{ConnectionEnd, Direction, Incident, ResponseFlag, Traffic};
 
 /// A connection that was just accepted: nothing is known of it but its two ends.
 pub(super) struct Accepted {
@@ -53,6 +53,17 @@ impl Identified {
     }
 }
 
+/// The server's side of a connection that is open on both.
+pub(super) struct Server {
+    pub(super) stream: Stream,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) _hold: Hold,
+}
+
+/// What an open connection counts for until it is dropped: the load of its endpoint, and one of the connections of
+/// the node, of the pod it was opened by or to, and of the pod it leads to.
+pub(super) type Hold = (Option<ActiveConnection>, [Option<Permit>; 3]);
+
 /// A connection that is refused before it was open on both sides.
 pub(super) struct Refused {
     /// The last upstream that was tried.
@@ -62,7 +73,7 @@ pub(super) struct Refused {
 }
 
 /// Takes an accepted connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
     let snapshot = worker.snapshot.load();
     let pods = worker.pods.load_full();
     let decision = decision::decide(&snapshot, &pods, accepted.client, accepted.original_destination);
@@ -73,7 +84,7 @@ pub(super) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         return;
     }
     let direction = decision.direction;
-    let identified = Identified { decision, snapshot, pods };
+    let identified = Box::new(Identified { decision, snapshot, pods });
     match direction {
         Direction::Outbound => outbound::serve(worker, accepted, identified).await,
         Direction::Inbound => inbound::serve(worker, accepted, identified).await,
@@ -136,5 +147,20 @@ impl From<RelayEnd> for ConnectionEnd {
             }
         };
         Self { flag, detail: Some(detail) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_size<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_is_small() {
+        let size = future_size(serve);
+        assert!(size <= 896, "the task of a connection takes {size} bytes");
     }
 }

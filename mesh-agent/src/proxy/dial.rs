@@ -24,16 +24,10 @@ pub(super) struct Dialled {
     pub(super) stream: Stream,
     pub(super) upstream: Upstream,
     pub(super) attempts: u32,
-    pub(super) hold: Hold,
-}
-
-/// What an open connection counts for until it is dropped.
-#[derive(Default)]
-pub(super) struct Hold {
-    /// Load of the endpoint.
-    _active: Option<ActiveConnection>,
-    /// One of the connections of the endpoint's pod, where that is ours.
-    _permit: Option<Permit>,
+    /// Counts it as load of the endpoint.
+    pub(super) active: Option<ActiveConnection>,
+    /// One of the connections of the pod it leads to, where this agent answers for that.
+    pub(super) permit: Option<Permit>,
 }
 
 /// No upstream could be connected to.
@@ -184,8 +178,7 @@ async fn attempt(
             if let Some(load) = &upstream.load {
                 load.succeeded();
             }
-            let hold = Hold { _active: active, _permit: permit };
-            Ok(Dialled { stream: Stream::new(tcp), upstream, attempts, hold })
+            Ok(Dialled { stream: Stream::new(tcp), upstream, attempts, active, permit })
         }
         Err(error) => {
             worker.observer.incident(Incident::ConnectFailure(ConnectFailure::from(&error)));

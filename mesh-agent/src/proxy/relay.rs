@@ -49,18 +49,18 @@ pub(super) enum RelayEnd {
     Idle,
 }
 
-/// Relays until the end and closes both sides accordingly.
+/// Relays until the end. Both sides are to be dropped then: that closes them, or resets them if it was no good end.
 pub(super) async fn relay(
-    client: Stream,
-    server: Stream,
+    client: &mut Stream,
+    server: &mut Stream,
     traffic: &Traffic,
     buffers: &Rc<BufferPool>,
     idle_timeout: Duration,
 ) -> RelayEnd {
     let end = run(client.tcp(), server.tcp(), traffic, buffers, idle_timeout).await;
     if matches!(end, RelayEnd::Complete) {
-        client.close();
-        server.close();
+        client.end_in_order();
+        server.end_in_order();
     }
     end
 }

@@ -23,7 +23,7 @@ pub(super) struct Report {
 
 enum State {
     /// Not open yet.
-    Deciding(Facts),
+    Deciding(Box<Facts>),
     /// Open; the records of the agent's roles.
     Open(Arc<ConnectionRecord>, Option<Arc<ConnectionRecord>>),
     Closed,
@@ -47,7 +47,7 @@ impl Report {
             Ok(Target::Single(upstream)) => upstream.path.transport(),
             Ok(Target::Service { .. }) | Err(_) => Transport::Plain,
         };
-        let facts = Facts {
+        let facts = Box::new(Facts {
             direction: decision.direction,
             client: accepted.client,
             original_destination: accepted.original_destination,
@@ -56,7 +56,7 @@ impl Report {
             transport,
             opened_at: accepted.opened_at,
             opened: accepted.opened,
-        };
+        });
         Self { worker: Rc::clone(worker), state: State::Deciding(facts) }
     }
 

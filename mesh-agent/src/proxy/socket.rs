@@ -93,7 +93,7 @@ pub(super) fn close_write(tcp: &TcpStream) {
 }
 
 /// One side of a relayed connection. Reset when dropped, so that whatever goes wrong the peer learns at once that
-/// it did; only [`close`](Self::close) ends it in good order.
+/// it did; only after [`end_in_order`](Self::end_in_order) it is closed.
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
@@ -110,8 +110,8 @@ impl Stream {
         &self.tcp
     }
 
-    /// Ends in good order: what was written is delivered, then a FIN.
-    pub(super) fn close(mut self) {
+    /// From here on, dropping it delivers what was written, and a FIN.
+    pub(super) fn end_in_order(&mut self) {
         self.reset = false;
     }
 }

@@ -5,12 +5,13 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -70,6 +71,21 @@ impl std::ops::Deref for Worker {
 }
 
 impl Worker {
+    /// Serves an accepted connection from now on.
+    fn take(self: &Rc<Self>, stream: TcpStream, client: SocketAddr) {
+        let Ok(original_destination) = stream.local_addr() else {
+            return; // Reset while it waited in the queue.
+        };
+        let accepted = Box::new(Accepted {
+            stream: Stream::new(stream),
+            client,
+            original_destination,
+            opened: Instant::now(),
+            opened_at: SystemTime::now(),
+        });
+        self.connections.spawn_local(serve(Rc::clone(self), accepted));
+    }
+
     /// An id that no other connection has, of any worker.
     pub(super) fn next_id(&self) -> u64 {
         let reported = self.reported.get();
@@ -122,38 +138,22 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
 /// Accepts until draining starts.
 async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
     let mut pause = FIRST_PAUSE;
-    let mut draining = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = reached(&mut phase, Phase::Draining), if !draining => {
-                draining = true;
-                continue;
-            }
+            () = reached(&mut phase, Phase::Draining) => break,
             accepted = listener.accept() => accepted,
-            // What the kernel completed before steering stopped is still ours to serve.
-            () = std::future::ready(()), if draining => return,
         };
         match accepted {
             Ok((stream, client)) => {
                 pause = FIRST_PAUSE;
-                let Ok(original_destination) = stream.local_addr() else {
-                    continue; // Reset while it waited in the queue.
-                };
-                let accepted = Accepted {
-                    stream: Stream::new(stream),
-                    client,
-                    original_destination,
-                    opened: Instant::now(),
-                    opened_at: SystemTime::now(),
-                };
-                worker.connections.spawn_local(serve(Rc::clone(&worker), accepted));
-            }
-            Err(error) if concerns_one_connection(&error) => {
-                worker.observer.incident(Incident::AcceptFailure);
+                worker.take(stream, client);
             }
             Err(error) => {
                 worker.observer.incident(Incident::AcceptFailure);
+                if concerns_one_connection(&error) {
+                    continue;
+                }
                 if pause == FIRST_PAUSE {
                     tracing::warn!(
                         worker = worker.index, %error,
@@ -163,6 +163,15 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Rec
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
+        }
+    }
+    // What the kernel completed before steering stopped is still ours to serve.
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((stream, client)) = listener.accept() {
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            worker.take(stream, client);
         }
     }
 }

@@ -9,5 +9,8 @@
     reason = "test code"
 )]
 
+mod failing;
+mod inbound;
 mod mesh;
+mod relaying;
 mod routing;

@@ -23,7 +23,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
 /// Mark of client sockets that a policy route brings to the proxy whatever their destination.
-const STEERED: u32 = 0x77;
+pub const STEERED: u32 = 0x77;
 
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -305,7 +305,12 @@ impl Server {
         let listener = TcpListener::bind(SocketAddr::new(address(at), port)).unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
-            while let Ok((stream, client)) = listener.accept() {
+            loop {
+                let Ok((stream, client)) = listener.accept() else {
+                    // Out of descriptors, which a test may have brought about.
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 let serve = serve.clone();
                 thread::spawn(move || serve(stream, client));
@@ -323,10 +328,8 @@ impl Server {
 
     /// Sends everything back.
     pub fn echo(at: &str) -> Self {
-        Self::start(at, |mut stream, _| {
-            let mut sink = stream.try_clone().unwrap();
-            let _ = std::io::copy(&mut stream, &mut sink);
-            let _ = sink.shutdown(std::net::Shutdown::Write);
+        Self::start(at, |stream, _| {
+            let _ = std::io::copy(&mut &stream, &mut &stream);
         })
     }
 
