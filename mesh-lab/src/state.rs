@@ -44,12 +44,20 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Identifies a running process.
+    /// Identifies a process that has not been waited for.
     pub(crate) fn of(pid: i32) -> Option<Self> {
+        Some(Self::and_state(pid)?.0)
+    }
+
+    /// A process and the letter of its state.
+    fn and_state(pid: i32) -> Option<(Self, String)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the program's name in parentheses and may itself hold blanks and parentheses; the start time is the 22nd.
+        // The second field is the program's name in parentheses and may itself hold blanks and parentheses; the state is the third
+        // and the start time the 22nd.
         let (_, fields) = stat.rsplit_once(')')?;
-        Some(Self { pid, started: fields.split_whitespace().nth(19)?.parse().ok()? })
+        let mut fields = fields.split_whitespace();
+        let state = fields.next()?.to_owned();
+        Some((Self { pid, started: fields.nth(18)?.parse().ok()? }, state))
     }
 
     /// Identifies this process.
@@ -57,10 +65,11 @@ impl ProcessId {
         Self::of(Pid::this().as_raw())
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs. A zombie does not: only its parent has not taken notice yet.
     #[must_use]
     pub fn alive(self) -> bool {
-        Self::of(self.pid) == Some(self)
+        Self::and_state(self.pid)
+            .is_some_and(|(process, state)| process == self && state != "Z" && state != "X")
     }
 }
 

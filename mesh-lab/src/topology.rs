@@ -2,6 +2,26 @@
 //!
 //! A [`Topology`] is always complete and consistent: it is parsed as a whole from YAML, every problem is reported at once with its
 //! line, and whatever the file leaves out is filled in by [`addressing`]. Building a lab from it never has to decide anything.
+//!
+//! ```yaml
+//! name: shop                  # prefix of everything the lab makes
+//! families: dual              # v4, v6 or dual; default dual
+//! cni: routed                 # routed or bridge, for nodes that do not say; default routed
+//! bridgeNetfilter: true       # bridge-nf-call-iptables, for nodes that do not say; default what the kernel does
+//! nodes:
+//!   - name: node1
+//!     cni: bridge
+//!     bridgeNetfilter: false
+//!     uplink: [10.77.0.9]     # inside of 10.77.0.0/24 and fd4d:4553:4800::/64
+//!     podCidrs: [10.99.0.0/24]
+//!     pods:
+//!       - name: client        # nodes, pods and hosts share one set of names
+//!         namespace: shop     # default "default"
+//!         addresses: [10.99.0.9]
+//! hosts:                      # outside the mesh
+//!   - name: control
+//!     addresses: []
+//! ```
 
 mod addressing;
 mod document;
