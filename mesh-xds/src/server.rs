@@ -1,8 +1,8 @@
 //! A delta discovery server.
 //!
 //! A [`ResourceStore`] holds the current resources of every type; the control server's translation writes it, in
-//! transactions. [`DiscoveryServer`] is the gRPC service on top: each client's stream ([`session`]) follows the
-//! store at the client's own pace and is sent what changed ([`subscription`]), never everything again.
+//! transactions. [`DiscoveryServer`] is the gRPC service on top: each client's stream (`session`) follows the
+//! store at the client's own pace and is sent what changed (`subscription`), never everything again.
 //!
 //! ```no_run
 //! # use mesh_xds::server::*;
@@ -52,6 +52,8 @@ use crate::proto::discovery::{
 
 /// Resource types a client may subscribe to on one stream; Envoy knows about a dozen.
 const MAX_TYPES: usize = 32;
+/// Longest name a client may subscribe to; Kubernetes' own end at 253 bytes a part.
+const MAX_NAME_BYTES: usize = 2048;
 
 /// The limits and times of a server.
 #[derive(Debug, Clone)]

@@ -10,12 +10,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use super::config::ClientConfig;
-use super::handler::Handler;
+use super::handler::{Handler, Rejection};
 use super::status::Status;
 use super::transport::{self, ConnectError};
 use super::types::{Names, Received, Types};
 use crate::proto::discovery::DeltaDiscoveryRequest;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::text::truncated;
 use crate::time::unix_millis;
 
 /// Requests that wait to be sent, besides those that begin the stream.
@@ -114,12 +115,13 @@ impl<H: Handler> Session<'_, H> {
 
     fn record(&self, received: &Received, server_version: String) {
         let Received { update, rejections, .. } = received;
-        for rejection in rejections {
+        if let Some(Rejection { name, reason }) = rejections.first() {
             tracing::warn!(
                 type_url = %update.type_url,
-                name = rejection.name,
-                reason = rejection.reason,
-                "refused a resource; its last good version stays"
+                refused = rejections.len(),
+                first = truncated(name),
+                reason = truncated(reason),
+                "refused resources; their last good version stays"
             );
         }
         self.status.send_modify(|status| {

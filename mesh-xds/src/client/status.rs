@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::handler::Rejection;
+use crate::text::truncated;
 use crate::time::unix_millis;
 
 /// Refused resources remembered of each type; the counters go on.
@@ -104,7 +105,7 @@ impl TypeStatus {
         }
         for Rejection { name, reason } in rejections {
             if self.rejected.len() < MAX_REJECTED {
-                self.rejected.insert(name.clone(), reason.clone());
+                self.rejected.insert(truncated(name).to_owned(), truncated(reason).to_owned());
             }
         }
     }

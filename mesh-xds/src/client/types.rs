@@ -11,14 +11,13 @@ use super::handler::{Handler, Rejection, Update};
 use crate::proto::Any;
 use crate::proto::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use crate::proto::mesh::RejectedResource;
+use crate::text::truncated;
 
 const WILDCARD: &str = "*";
 /// A gRPC status code.
 const INVALID_ARGUMENT: i32 = 3;
 /// Rejections spelled out in a NACK; all are counted.
 const MAX_DETAILS: usize = 64;
-/// Characters of a reason, which may quote what somebody put into a resource.
-const MAX_REASON: usize = 512;
 
 /// Names wanted of each type.
 pub(super) type Names = BTreeMap<Arc<str>, imbl::OrdSet<String>>;
@@ -260,10 +259,6 @@ fn answer(type_url: &str, nonce: String, rejections: &[Rejection]) -> DeltaDisco
         error_detail,
         ..Default::default()
     }
-}
-
-fn truncated(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_REASON)).unwrap_or(text)
 }
 
 #[cfg(test)]

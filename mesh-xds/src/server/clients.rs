@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::text::truncated;
 use crate::time::unix_millis;
 
 /// Refused resources remembered of each client and type; the counters go on.
@@ -53,12 +54,12 @@ pub struct TypeStatus {
 }
 
 impl TypeStatus {
-    pub(super) fn refused(&mut self, message: String, resources: impl Iterator<Item = (String, String)>) {
+    pub(super) fn refused(&mut self, message: &str, resources: impl Iterator<Item = (String, String)>) {
         self.nacks += 1;
-        self.last_error = Some(message);
+        self.last_error = Some(truncated(message).to_owned());
         for (name, reason) in resources {
             if self.rejected.len() < MAX_REJECTED || self.rejected.contains_key(&name) {
-                self.rejected.insert(name, reason);
+                self.rejected.insert(truncated(&name).to_owned(), truncated(&reason).to_owned());
             }
         }
     }

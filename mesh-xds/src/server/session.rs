@@ -19,9 +19,10 @@ use super::observer::SentResponse;
 use super::store::Snapshot;
 use super::subscription::{Batch, Interest, Subscription};
 use super::table::Table;
-use super::{MAX_TYPES, ServerConfig};
+use super::{MAX_NAME_BYTES, MAX_TYPES, ServerConfig};
 use crate::proto::discovery::{self, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::mesh::RejectedResource;
+use crate::text::truncated;
 
 pub(super) type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
@@ -112,11 +113,9 @@ impl Session {
     }
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        check(&request)?;
         if let Some(node) = request.node {
-            self.registration.update(|status| status.node = node.id);
-        }
-        if request.type_url.is_empty() {
-            return Err(Status::invalid_argument("a request has to name its type_url"));
+            self.registration.update(|status| status.node = truncated(&node.id).to_owned());
         }
         let type_url: Arc<str> = request.type_url.into();
         if !self.types.contains_key(&type_url) && self.types.len() >= MAX_TYPES {
@@ -224,11 +223,23 @@ impl Session {
     }
 }
 
+/// Refuses requests without a type, and names that are no names but a way to fill the server's memory.
+fn check(request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+    if request.type_url.is_empty() {
+        return Err(Status::invalid_argument("a request has to name its type_url"));
+    }
+    let mut names = std::iter::once(&request.type_url).chain(&request.resource_names_subscribe);
+    match names.find(|name| name.len() > MAX_NAME_BYTES) {
+        Some(name) => Err(Status::invalid_argument(format!("too long for a name: {:?}...", truncated(name)))),
+        None => Ok(()),
+    }
+}
+
 /// Records what a client refused.
 fn refuse(status: &mut super::TypeStatus, error: discovery::Status, type_url: &str) {
-    tracing::warn!(type_url, error = error.message, "a client refused resources");
+    tracing::warn!(type_url, error = truncated(&error.message), "a client refused resources");
     let rejected = error.details.iter().filter_map(|detail| detail.unpack::<RejectedResource>().ok());
-    status.refused(error.message.clone(), rejected.map(|rejected| (rejected.name, rejected.reason)));
+    status.refused(&error.message, rejected.map(|rejected| (rejected.name, rejected.reason)));
 }
 
 impl ServerConfig {

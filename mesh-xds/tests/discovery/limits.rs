@@ -127,6 +127,12 @@ async fn too_many_names_and_too_many_clients_are_refused() {
     greedy.send(&["a", "b", "c"], "").await;
     let error = greedy.responses.message().await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+
+    eventually("it is off the list", || server.server.clients().len() == 1).await;
+    let mut verbose = Raw::connect(&server).await;
+    verbose.send(&[&"a".repeat(100_000)], "").await;
+    let error = verbose.responses.message().await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().len() < 1000, "{error}");
 }
 
 #[tokio::test]
