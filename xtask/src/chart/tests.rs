@@ -10,6 +10,7 @@ use k8s_openapi::api::{
 };
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString};
 use mesh_agent::settings::RunArgs;
+use mesh_control::settings::ServeArgs;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -126,6 +127,9 @@ fn the_programs_take_what_it_passes_to_them() {
         let agent = container(&objects, "mesh-agent");
         assert_eq!(agent.args.as_ref().unwrap()[0], "run");
         Program::<RunArgs>::parsed_from(&agent).validate().unwrap();
+        if let Some(control) = find_container(&objects, "mesh-control") {
+            Program::<ServeArgs>::parsed_from(&control);
+        }
     }
 }
 
@@ -212,8 +216,12 @@ fn pods(objects: &[Value]) -> Vec<(LabelSelector, PodTemplateSpec)> {
 }
 
 fn container(objects: &[Value], name: &str) -> Container {
-    let containers = pods(objects).into_iter().flat_map(|(_, pod)| pod.spec.unwrap().containers);
-    containers.into_iter().find(|container| container.name == name).unwrap()
+    find_container(objects, name).unwrap()
+}
+
+fn find_container(objects: &[Value], name: &str) -> Option<Container> {
+    let mut containers = pods(objects).into_iter().flat_map(|(_, pod)| pod.spec.unwrap().containers);
+    containers.find(|container| container.name == name)
 }
 
 fn has_port(container: &Container, port: &IntOrString) -> bool {
