@@ -49,7 +49,8 @@ impl Default for Keepalive {
 pub struct ProxySettings {
     /// Data-plane threads, each with a listener per address family. One per core.
     pub workers: NonZeroUsize,
-    /// Where the IPv4 listeners are. Loopback: nobody reaches them but through steering.
+    /// Where the IPv4 listeners are. Loopback: nobody reaches them but through steering, and a connection that was
+    /// dialled all the same gives itself away by its address.
     pub listen_v4: Ipv4Addr,
     /// Where the IPv6 listeners are; left out on a node without IPv6.
     pub listen_v6: Ipv6Addr,

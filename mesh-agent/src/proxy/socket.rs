@@ -124,3 +124,29 @@ impl Drop for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::super::settings::Marks;
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_inherit_what_the_listener_was_given() {
+        let settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 });
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let listener = listen(address, &settings).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert_eq!(accepted.mark().unwrap(), 0x1000);
+            assert!(accepted.tcp_nodelay().unwrap());
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), settings.keepalive.idle);
+            assert_eq!(accepted.tcp_keepalive_interval().unwrap(), settings.keepalive.interval);
+            assert_eq!(accepted.tcp_keepalive_retries().unwrap(), settings.keepalive.probes);
+        }
+    }
+}

@@ -96,6 +96,35 @@ fn refusals_say_why() {
 }
 
 #[test]
+fn a_client_without_a_port_left_is_told_so() {
+    on_a_node(|| {
+        let mut mesh = Mesh::start(settings());
+        let port = mesh.port("10.96.0.1");
+        let server = Server::echo("10.2.0.1");
+        mesh.add_service("web", &["10.96.0.1"], port);
+        mesh.add_workload("backend", &["10.2.0.1"], "n2", &[("web", port, server.port)]);
+        let clients: Vec<socket2::Socket> = (0..3).map(|_| steered("10.1.0.1")).collect();
+        // Upstream connections have two ports, clients have theirs already.
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "61000 61001").unwrap();
+        let mut served = 0;
+        let mut open = Vec::new();
+        for client in clients {
+            client.connect(&std::net::SocketAddr::new(address("10.96.0.1"), port).into()).unwrap();
+            let mut stream = std::net::TcpStream::from(client);
+            let _ = stream.write_all(b"x");
+            served += usize::from(stream.read_exact(&mut [0]).is_ok());
+            open.push(stream);
+        }
+        assert_eq!(served, 2);
+        let told = mesh.recorder.end();
+        assert_eq!(told.flag, ResponseFlag::UpstreamConnectionFailure);
+        assert!(told.detail.unwrap().contains("ip_local_port_range"));
+        let incidents = mesh.recorder.incidents.lock().unwrap();
+        assert_eq!(*incidents, [Incident::ConnectFailure(ConnectFailure::AddressInUse)]);
+    });
+}
+
+#[test]
 fn one_pod_cannot_take_the_connections_of_another() {
     on_a_node(|| {
         let mut mesh = Mesh::start(ProxySettings { max_connections_per_pod: 2, ..settings() });

@@ -23,7 +23,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
 /// Mark of client sockets that a policy route brings to the proxy whatever their destination.
-pub const STEERED: u32 = 0x77;
+const STEERED: u32 = 0x77;
 
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -275,15 +275,20 @@ fn workload(name: &str, addresses: &[&str], node: &str, services: &[(&str, u16, 
 
 /// Connects a steered socket.
 pub fn connect(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let from = address(from);
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.set_mark(STEERED)?;
-    socket.bind(&SocketAddr::new(from, 0).into())?;
+    let socket = steered(from);
     socket.connect(&to.into())?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
+    Ok(socket.into())
+}
+
+/// A client's socket that is not connected yet, and which steering brings to the proxy.
+pub fn steered(from: &str) -> Socket {
+    let from = SocketAddr::new(address(from), 0);
+    let socket = Socket::new(Domain::for_address(from), Type::STREAM, None).unwrap();
+    socket.set_mark(STEERED).unwrap();
+    socket.bind(&from.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    socket
 }
 
 /// A server on a thread of its own; `serve` is given every connection and who it came from.

@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpStream};
 use mesh::*;
 use mesh_agent::telemetry::{Incident, ResponseFlag};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 /// Descriptors that are left when the test starts to use them up: a handful of connections.
 const LEFT: u64 = 20;
@@ -47,15 +47,7 @@ fn open_connections_go_on_and_new_ones_are_served_later() {
         assert!(echoes(&mut open));
 
         // Clients that have their descriptors before there are none left.
-        let waiting: Vec<Socket> = (0..CLIENTS)
-            .map(|_| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                socket.set_mark(STEERED).unwrap();
-                socket.bind(&SocketAddr::new(address("10.1.0.1"), 0).into()).unwrap();
-                socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                socket
-            })
-            .collect();
+        let waiting: Vec<Socket> = (0..CLIENTS).map(|_| steered("10.1.0.1")).collect();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, open_descriptors() + LEFT, hard).unwrap();
         for socket in &waiting {
