@@ -29,6 +29,13 @@ impl Address {
         Self { words }
     }
 
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        let [first, second, third, _] = self.words;
+        first == 0 && second == 0 && third == 0xffff_u32.to_be()
+    }
+
     /// Whether this is a link-local IPv6 address (fe80::/10), which names a neighbour and never a workload.
     #[inline(always)]
     pub const fn is_link_local(&self) -> bool {

@@ -125,7 +125,7 @@ fn captures_outbound<T: Tables>(tables: &T, pod: &Pod, address: &Address, port: 
         if let Some(action) = tables.port_rule(&PortRule::new(pod.rules, Direction::Outbound, port)) {
             return action.captures();
         }
-        if let Some(action) = tables.cidr_rule(&CidrRule { rules: pod.rules, address: *address }) {
+        if let Some(action) = tables.cidr_rule(&CidrRule::new(pod.rules, *address)) {
             return action.captures();
         }
     }

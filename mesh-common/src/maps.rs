@@ -188,14 +188,25 @@ impl PortRule {
 pub struct CidrRule {
     /// The rule set.
     pub rules: u32,
+    /// A [`Family`] as number: an IPv6 range as wide as `::/0` must not hold the IPv4-mapped addresses.
+    pub family: u32,
     /// Outbound destination.
     pub address: Address,
 }
 
-const _: () = assert!(size_of::<CidrRule>() == 20);
+const _: () = assert!(size_of::<CidrRule>() == 24);
 
 /// Bits of a [`CidrRule`] in front of the address; always part of the prefix.
-pub const CIDR_RULE_PREFIX: u32 = 32;
+pub const CIDR_RULE_PREFIX: u32 = 64;
+
+impl CidrRule {
+    /// The key of an address, or of the range that begins with it.
+    #[inline(always)]
+    pub const fn new(rules: u32, address: Address) -> Self {
+        let family = if address.is_v4() { Family::V4 } else { Family::V6 };
+        Self { rules, family: family as u32, address }
+    }
+}
 
 /// What a rule says.
 #[repr(transparent)]

@@ -137,3 +137,6 @@ impl Information {
         self.text(name)?.parse().ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

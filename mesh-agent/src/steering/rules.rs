@@ -134,7 +134,7 @@ fn remove(maps: &mut Maps, number: u32, set: &RuleSet) -> Result<(), SteeringErr
 }
 
 fn key(rules: u32, (bits, address): (u8, Address)) -> Range {
-    (bits, CidrRule { rules, address })
+    (bits, CidrRule::new(rules, address))
 }
 
 #[cfg(test)]

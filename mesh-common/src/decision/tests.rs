@@ -103,7 +103,7 @@ fn what_the_client_excludes_the_server_may_still_capture() {
 #[test]
 fn ports_beat_ranges_and_ranges_beat_the_default() {
     let mut model = model(ENROLLED, PodFlags(0));
-    model.cidrs.insert(CidrRule { rules: 1, address: STRANGER }, Action::PASS);
+    model.cidrs.insert(CidrRule::new(1, STRANGER), Action::PASS);
     assert_eq!(capture(&model, CLIENT, STRANGER, 80), None);
     model.ports.insert(PortRule::new(1, Direction::Outbound, 80), Action::CAPTURE);
     assert!(capture(&model, CLIENT, STRANGER, 80).is_some());
