@@ -50,30 +50,25 @@ struct GlobalArgs {
     )]
     socket: PathBuf,
 
-    /// For people, or for programs.
+    /// Tables for people, JSON for programs.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table", global = true)]
     output: Output,
 
-    /// When to use colours. NO_COLOR is honoured.
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set.
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", global = true)]
     color: Color,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// Aligned tables.
     Table,
-    /// JSON.
     Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Color {
-    /// On a terminal.
     Auto,
-    /// Always.
     Always,
-    /// Never.
     Never,
 }
 

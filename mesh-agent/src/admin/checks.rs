@@ -34,10 +34,18 @@ impl AdminState {
 
     fn pods(&self) -> Check {
         let (mut pending, mut failed) = (Vec::new(), Vec::new());
-        for (uid, (state, detail)) in self.enrolment.progress() {
-            match state {
-                PodState::Pending => pending.push(format!("{uid}: {detail}")),
-                PodState::Failed => failed.push(format!("{uid}: {detail}")),
+        for pod in self.pod_infos() {
+            let described = || {
+                format!(
+                    "{}/{}: {}",
+                    pod.namespace,
+                    pod.name,
+                    pod.detail.as_deref().unwrap_or("no reason known")
+                )
+            };
+            match pod.state {
+                PodState::Pending => pending.push(described()),
+                PodState::Failed => failed.push(described()),
                 PodState::Enrolled | PodState::Outside => {}
             }
         }

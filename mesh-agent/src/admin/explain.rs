@@ -5,6 +5,7 @@ mod decision;
 mod question;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::api::{Explanation, PeerInfo, SteeringStage, SteeringVerdict};
 use super::routes::ApiError;
@@ -53,6 +54,12 @@ impl AdminState {
             because.push("neither address belongs to a pod of this node".into());
         }
         let answer = self.steering.explain(client.ip(), destination);
+        let enrolled = |pod: Option<&Arc<LocalPod>>| pod.is_some_and(|pod| pod.enrolled);
+        if answer == KernelAnswer::Pass(mesh_common::Outcome::NotEnrolled.name())
+            && (enrolled(source) || enrolled(target))
+        {
+            because.push("but the kernel has not been told so (yet): see meshctl check".into());
+        }
         if answer == KernelAnswer::Pass(mesh_common::Outcome::HostAddress.name()) {
             because.push(format!(
                 "{} is an address of the node itself, which is never steered",

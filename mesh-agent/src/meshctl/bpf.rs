@@ -9,7 +9,7 @@ use crate::admin::api::{SteeringReport, Toggle, path};
 
 use super::screen::{BAD, FAINT, GOOD, PLAIN, Screen, faint, good};
 use super::table::{Cell, Table, numbers, words};
-use super::text::{age_seconds, bytes, number};
+use super::text::{age_seconds, bytes, number, short_uid};
 use super::{Context, MeshctlError};
 
 #[derive(Debug, Args)]
@@ -101,7 +101,7 @@ fn attachments(screen: &mut Screen, report: &SteeringReport) -> io::Result<()> {
             attachment.index.to_string().into(),
             attachment.hook.as_str().into(),
             attachment.bridge.clone().unwrap_or_default().into(),
-            attachment.pod.clone().unwrap_or_default().into(),
+            attachment.pod.as_deref().map_or("", short_uid).into(),
             match &attachment.error {
                 None => Cell::styled(GOOD, "attached"),
                 Some(error) => Cell::styled(BAD, error.as_str()),

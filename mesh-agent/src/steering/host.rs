@@ -10,6 +10,7 @@
 pub mod capabilities;
 pub mod detach;
 mod error;
+pub mod installed;
 pub mod instance;
 pub mod journal;
 pub mod kernel;

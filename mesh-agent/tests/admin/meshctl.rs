@@ -225,7 +225,7 @@ fn check_fails_when_something_is_broken() {
     let server = Server::start();
     let text = output(&server, &["check"]);
     assert!(text.contains("✔ kernel version    6.18.5\n"), "{text}");
-    assert!(text.contains("! enrolment         c1//Pod/shop/late-1: no device yet\n"), "{text}");
+    assert!(text.contains("! enrolment         shop/late-1: no device yet\n"), "{text}");
     assert!(text.ends_with(" checks: 1 warning\n"), "{text}");
 
     *server.levers.config.lock().unwrap() =

@@ -66,8 +66,8 @@ impl SteeringInspector for Steering {
             pin_path: "/sys/fs/bpf/mesh-agent-node-1".into(),
             programs: vec![program("steer", "sched_cls", 40), program("pick_listener", "sk_lookup", 41)],
             attachments: vec![
-                attachment(7, "veth1a2b3c", Some("shop/client-1")),
-                attachment(8, "veth4d5e6f", Some("shop/web-1")),
+                attachment(7, "veth1a2b3c", Some("c1//Pod/shop/client-1")),
+                attachment(8, "veth4d5e6f", Some("c1//Pod/shop/web-1")),
                 attachment(2, "eth0", None),
             ],
             listeners: 4,

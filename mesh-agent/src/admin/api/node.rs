@@ -268,7 +268,7 @@ pub struct Attachment {
     pub hook: String,
     /// Bridge that the device is a port of.
     pub bridge: Option<String>,
-    /// Pod behind the device, `namespace/name`.
+    /// Uid of the pod behind the device.
     pub pod: Option<String>,
     /// Why nothing is attached, where that is so.
     pub error: Option<String>,

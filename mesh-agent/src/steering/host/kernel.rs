@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 use aya::programs::ProgramType;
 use nix::sys::statfs;
@@ -45,15 +46,15 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+    pub(super) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
         Self { name, status: Status::Ok, detail: detail.into(), mend: "" }
     }
 
-    fn warn(name: &'static str, detail: impl Into<String>, mend: &'static str) -> Self {
+    pub(super) fn warn(name: &'static str, detail: impl Into<String>, mend: &'static str) -> Self {
         Self { name, status: Status::Warn, detail: detail.into(), mend }
     }
 
-    fn fail(name: &'static str, detail: impl Into<String>, mend: &'static str) -> Self {
+    pub(super) fn fail(name: &'static str, detail: impl Into<String>, mend: &'static str) -> Self {
         Self { name, status: Status::Fail, detail: detail.into(), mend }
     }
 }
@@ -73,6 +74,7 @@ pub fn require(checks: &[Check]) -> Result<(), Unfit> {
 pub async fn check(settings: &HostSettings, bpffs: &Path) -> Vec<Check> {
     let mut checks = vec![
         version(),
+        clock(),
         held_capabilities(),
         program("bpf sched_cls", ProgramType::SchedClassifier),
         program("bpf sk_lookup", ProgramType::SkLookup),
@@ -106,6 +108,21 @@ fn version() -> Check {
 fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// A clock that was never set makes certificates invalid and logs useless. It cannot be before the time this very
+/// program was put on the disk.
+fn clock() -> Check {
+    const NAME: &str = "clock";
+    let installed = fs::metadata("/proc/self/exe").and_then(|program| program.modified());
+    match installed.map(|installed| SystemTime::now().duration_since(installed)) {
+        Ok(Err(early)) => Check::warn(
+            NAME,
+            format!("at least {} s behind", early.duration().as_secs()),
+            "set it, and keep it with chrony or systemd-timesyncd",
+        ),
+        Ok(Ok(_)) | Err(_) => Check::ok(NAME, "plausible"),
+    }
 }
 
 fn held_capabilities() -> Check {

@@ -74,6 +74,28 @@ impl PolicyRouting {
         Ok(Installed { ipv6 })
     }
 
+    /// What is not there, in words: somebody has removed it, or it was never installed.
+    pub async fn missing(&self) -> Result<Vec<String>, HostError> {
+        let netlink = connect()?;
+        let mut missing = Vec::new();
+        for (family, name) in [(IpVersion::V4, "IPv4"), (IpVersion::V6, "IPv6")] {
+            let existing = routes(&netlink, family.clone()).await?;
+            if !existing
+                .iter()
+                .any(|route| table_of(route) == self.table && route.header.protocol == PROTOCOL)
+            {
+                missing.push(format!("{name} local route in table {}", self.table));
+            }
+            let present: Vec<_> = rules(&netlink, family.clone()).await?.iter().map(RuleKey::of).collect();
+            for rule in self.rules(&family).iter().map(RuleKey::of) {
+                if !present.contains(&rule) {
+                    missing.push(format!("{name} rule with preference {}", rule.preference));
+                }
+            }
+        }
+        Ok(missing)
+    }
+
     /// The route goes first: a rule without its table would send steered packets onwards.
     async fn install_family(&self, netlink: &Handle, family: IpVersion) -> Result<(), HostError> {
         let existing: Vec<RouteMessage> = routes(netlink, family.clone()).await?;

@@ -1,0 +1,102 @@
+//! Whether what an agent put on the node is still there: others flush rules, reload firewalls and reset sysctls.
+
+use super::kernel::Check;
+use super::sysctls::Sysctls;
+use super::{HostSettings, Untracking, untrack};
+
+const RESTART: &str = "somebody else removed it; restart the agent, which puts it back without a gap";
+
+/// Looks at everything that [`HostState::install`](super::HostState::install) put there.
+pub async fn check(settings: &HostSettings) -> Vec<Check> {
+    vec![routing(settings).await, untracking(settings), sysctls(settings)]
+}
+
+async fn routing(settings: &HostSettings) -> Check {
+    const NAME: &str = "policy routing";
+    match settings.routing().missing().await {
+        Ok(missing) if missing.is_empty() => {
+            Check::ok(NAME, format!("rules {} and on, table {}", settings.rule_preference, settings.table))
+        }
+        Ok(missing) if missing.iter().all(|what| what.starts_with("IPv6")) => {
+            Check::warn(NAME, format!("missing: {}", missing.join(", ")), "fine where the node has no IPv6")
+        }
+        Ok(missing) => Check::fail(NAME, format!("missing: {}", missing.join(", ")), RESTART),
+        Err(error) => Check::warn(NAME, error.to_string(), "grant CAP_NET_ADMIN"),
+    }
+}
+
+fn untracking(settings: &HostSettings) -> Check {
+    const NAME: &str = "untracking";
+    match (settings.untracking, untrack::installed()) {
+        (Untracking::Off, _) => Check::ok(NAME, "off, as told"),
+        (Untracking::Auto, Ok(true)) => Check::ok(NAME, "steered packets bypass connection tracking"),
+        (Untracking::Auto, Ok(false)) => Check::warn(
+            NAME,
+            "no table of the agent: where kube-proxy runs, steered connections to services time out",
+            RESTART,
+        ),
+        (Untracking::Auto, Err(error)) => {
+            Check::warn(NAME, error.to_string(), "load the kernel modules nf_tables and nft_ct")
+        }
+    }
+}
+
+fn sysctls(settings: &HostSettings) -> Check {
+    const NAME: &str = "sysctl values";
+    let sysctls = Sysctls::new(&settings.proc_sys);
+    let wanted = match sysctls.wanted(settings.port_range) {
+        Ok(wanted) => wanted,
+        Err(error) => return Check::warn(NAME, error.to_string(), "see the check of the sysctls"),
+    };
+    let wrong: Vec<_> = wanted
+        .iter()
+        .filter_map(|(name, ours)| {
+            let current = sysctls.read(name).unwrap_or_else(|error| error.to_string());
+            (current != *ours).then(|| format!("{name} is {current}, not {ours}"))
+        })
+        .collect();
+    if wrong.is_empty() {
+        return Check::ok(NAME, format!("all {} as they should be", wanted.len()));
+    }
+    Check::fail(
+        NAME,
+        wrong.join("; "),
+        "somebody else sets them, often a file in /etc/sysctl.d; correct that and restart the agent",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::Status;
+    use super::super::testing::{in_namespace_async, shell};
+    use super::super::{HostState, Mark};
+    use super::*;
+
+    fn status(checks: &[Check], name: &str) -> Status {
+        checks.iter().find(|check| check.name == name).map(|check| check.status).unwrap()
+    }
+
+    #[test]
+    fn what_somebody_removed_is_missed() {
+        in_namespace_async(async || {
+            let directory = tempfile::tempdir().unwrap();
+            let settings = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_110, directory.path());
+            assert_eq!(status(&check(&settings).await, "policy routing"), Status::Fail);
+
+            let state = HostState::install(&settings).await.unwrap();
+            let checks = check(&settings).await;
+            assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:?}");
+
+            shell("ip rule del pref 100");
+            shell("sysctl -qw net.ipv4.tcp_early_demux=1");
+            let checks = check(&settings).await;
+            assert_eq!(status(&checks, "policy routing"), Status::Fail);
+            assert_eq!(status(&checks, "sysctl values"), Status::Fail);
+            assert!(checks[0].detail.contains("IPv4 rule with preference 100"), "{checks:?}");
+
+            shell("ip -6 rule flush pref 99 || true; ip route flush table 15110");
+            assert!(check(&settings).await[0].detail.contains("IPv4 local route in table 15110"));
+            state.remove().await.unwrap();
+        });
+    }
+}
