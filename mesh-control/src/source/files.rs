@@ -9,6 +9,8 @@
 
 mod directory;
 mod document;
+#[cfg(test)]
+mod robustness;
 mod tree;
 mod writers;
 
@@ -54,6 +56,13 @@ pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
     let scan = Directory::new(directories).scan(|_| false);
     problems.extend(scan.report.into_iter().flat_map(|report| report.problems));
     problems
+}
+
+/// The resources in a text, and everything that is wrong with it.
+#[cfg(test)]
+pub(crate) fn resources(text: &str) -> (Vec<crate::model::Resource>, Vec<Problem>) {
+    let manifest = Manifest::parse(std::path::Path::new("test.yaml"), text);
+    (manifest.resources.into_values().map(|given| given.resource).collect(), manifest.problems)
 }
 
 struct FileSource {

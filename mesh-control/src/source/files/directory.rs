@@ -30,7 +30,7 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 pub(super) struct Directory {
     roots: Vec<PathBuf>,
     files: BTreeMap<PathBuf, ManifestFile>,
-    owners: HashMap<ResourceKey, PathBuf>,
+    served: HashMap<ResourceKey, Served>,
     /// Problems with directories themselves.
     unreadable: Vec<Problem>,
     /// Roots that were never read as a whole.
@@ -41,11 +41,18 @@ pub(super) struct Directory {
     reported: BTreeSet<Problem>,
 }
 
-#[derive(Debug, Default)]
-struct ManifestFile {
+/// The version of a resource that counts.
+#[derive(Debug)]
+struct Served {
+    owner: PathBuf,
+    resource: Resource,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(super) struct ManifestFile {
     stamp: Option<Stamp>,
-    resources: BTreeMap<ResourceKey, Given>,
-    problems: Vec<Problem>,
+    pub(super) resources: BTreeMap<ResourceKey, Given>,
+    pub(super) problems: Vec<Problem>,
 }
 
 /// What changes when the content of a file does. The inode tells a file from the one it was renamed over.
@@ -90,10 +97,7 @@ impl Directory {
             })
             .cloned()
             .collect();
-        // What the owners served before the files change, to compare with afterwards.
-        let mut before: BTreeMap<ResourceKey, Resource> = BTreeMap::new();
         for path in gone {
-            self.remember(&path, &mut before);
             if let Some(file) = self.files.remove(&path) {
                 touched.extend(file.resources.into_keys());
             }
@@ -104,24 +108,11 @@ impl Directory {
             if known || unfinished(&path) {
                 continue;
             }
-            self.remember(&path, &mut before);
             touched.extend(self.read(&path, stamp));
             news = true;
         }
-        let changes = self.settle(touched, &before);
+        let changes = self.settle(touched);
         Scan { changes, report: news.then(|| self.report()) }
-    }
-
-    /// Keeps what `path` serves now.
-    fn remember(&self, path: &Path, before: &mut BTreeMap<ResourceKey, Resource>) {
-        let Some(file) = self.files.get(path) else {
-            return;
-        };
-        for (key, given) in &file.resources {
-            if self.owners.get(key).is_some_and(|owner| owner == path) {
-                before.insert(key.clone(), given.resource.clone());
-            }
-        }
     }
 
     /// Reads one file; returns the resources it gave or gives.
@@ -144,29 +135,32 @@ impl Directory {
     }
 
     /// Finds the owner of each resource in `touched` and what that changes.
-    fn settle(
-        &mut self,
-        touched: BTreeSet<ResourceKey>,
-        before: &BTreeMap<ResourceKey, Resource>,
-    ) -> Vec<Change> {
+    fn settle(&mut self, touched: BTreeSet<ResourceKey>) -> Vec<Change> {
         let mut changes = Vec::new();
         for key in touched {
-            let owned = self.owners.get(&key).filter(|owner| self.gives(owner, &key)).cloned();
-            let owner = owned.or_else(|| self.files.keys().find(|path| self.gives(path, &key)).cloned());
-            let Some(owner) = owner else {
-                self.owners.remove(&key);
-                if before.contains_key(&key) {
-                    changes.push(Change::Remove(key));
+            let was = self.served.remove(&key);
+            let owner = was.as_ref().map(|was| &was.owner).filter(|owner| self.gives(owner, &key)).cloned();
+            let owner = owner.or_else(|| self.files.keys().find(|path| self.gives(path, &key)).cloned());
+            let given = owner.and_then(|owner| {
+                let resource = self.files.get(&owner)?.resources.get(&key)?.resource.clone();
+                Some(Served { owner, resource })
+            });
+            match (was, given) {
+                (None, None) => {}
+                (Some(_), None) => changes.push(Change::Remove(key)),
+                (was, Some(now)) => {
+                    if was.is_none_or(|was| was.resource != now.resource) {
+                        changes.push(Change::Upsert(now.resource.clone()));
+                    }
+                    self.served.insert(key, now);
                 }
-                continue;
-            };
-            let given = self.files.get(&owner).and_then(|file| file.resources.get(&key));
-            if let Some(given) = given.filter(|given| before.get(&key) != Some(&given.resource)) {
-                changes.push(Change::Upsert(given.resource.clone()));
             }
-            self.owners.insert(key, owner);
         }
         changes
+    }
+
+    fn owner(&self, key: &ResourceKey) -> Option<&Path> {
+        self.served.get(key).map(|served| served.owner.as_path())
     }
 
     fn gives(&self, path: &Path, key: &ResourceKey) -> bool {
@@ -178,7 +172,7 @@ impl Directory {
         for (path, file) in &self.files {
             problems.extend(file.problems.iter().cloned());
             for (key, given) in &file.resources {
-                if let Some(owner) = self.owners.get(key).filter(|owner| *owner != path) {
+                if let Some(owner) = self.owner(key).filter(|owner| *owner != path) {
                     problems.push(self.duplicate(path, key, given, owner));
                 }
             }
@@ -193,11 +187,7 @@ impl Directory {
         self.reported = now;
         let files = self.files.iter().map(|(path, file)| FileReport {
             path: path.clone(),
-            resources: file
-                .resources
-                .keys()
-                .filter(|key| self.owners.get(key).is_some_and(|owner| owner == path))
-                .count(),
+            resources: file.resources.keys().filter(|key| self.owner(key) == Some(path.as_path())).count(),
         });
         Report { files: files.collect(), problems, unread: self.unread.clone() }
     }
@@ -225,7 +215,7 @@ impl Directory {
 
 impl ManifestFile {
     /// Takes over what a file says now, keeping the last good version of what is refused.
-    fn adopt(&mut self, mut manifest: Manifest) {
+    pub(super) fn adopt(&mut self, mut manifest: Manifest) {
         let before = std::mem::take(&mut self.resources);
         let kept = |key: &ResourceKey| {
             before.contains_key(key)

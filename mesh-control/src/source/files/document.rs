@@ -102,7 +102,7 @@ impl Manifest {
     }
 
     fn read_list(&mut self, list: &Object<'_>) {
-        match list.tree.field("items").map(|items| &items.value) {
+        match list.tree.value.field("items") {
             Some(Value::Sequence(items)) => {
                 for item in items {
                     self.read_object(&Object { line: item.line + list.offset, tree: item, ..*list });
@@ -221,8 +221,9 @@ impl<'a> Object<'a> {
         }
         let text = |field| {
             self.tree
+                .value
                 .field(field)
-                .and_then(Node::text)
+                .and_then(Value::text)
                 .filter(|text| !text.is_empty())
                 .ok_or_else(|| refusal(field![field], format!("a manifest needs the text field {field}")))
         };
@@ -231,15 +232,15 @@ impl<'a> Object<'a> {
         Ok(match Kind::parse(group, kind) {
             Some(known) => ObjectKind::Known(known, version),
             // `kubectl get -o yaml` writes List; the API itself PodList and the like.
-            None if kind.ends_with("List") && self.tree.field("items").is_some() => ObjectKind::List,
+            None if kind.ends_with("List") && self.tree.value.field("items").is_some() => ObjectKind::List,
             None => ObjectKind::Unknown(format!("{api_version} {kind}")),
         })
     }
 
     /// The key, as far as kind and name can be told from an object that may be damaged elsewhere.
     fn key(&self, kind: Kind) -> Option<ResourceKey> {
-        let metadata = self.tree.field("metadata")?;
-        let name = metadata.field("name").and_then(Node::text).filter(|name| !name.is_empty())?;
+        let metadata = self.tree.value.field("metadata")?;
+        let name = metadata.field("name").and_then(Value::text).filter(|name| !name.is_empty())?;
         let namespace = match metadata.field("namespace") {
             _ if !kind.namespaced() => "",
             Some(namespace) => namespace.text()?,
@@ -301,7 +302,7 @@ fn read_as<T: DeserializeOwned>(
     let mut findings = Findings::default();
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
-    let json = tree.to_json();
+    let json = tree.value.to_json();
     let deserializer = serde_path_to_error::Deserializer::new(json, &mut track);
     let object: Result<T, _> =
         serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));

@@ -18,7 +18,7 @@ const MAX_NODES: usize = 8_000_000;
 /// Aliases are a convenience in hand-written files and a weapon in others: they may not multiply a document.
 const MAX_REPLAYED_EVENTS: usize = 100_000;
 
-/// A value and the line it begins at.
+/// A document or an item of a sequence, and the line it begins at.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     pub(super) line: u64,
@@ -37,9 +37,9 @@ pub(super) enum Value {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) key: String,
-    /// Line of the key.
+    /// Line of the key; asking for that of the value as well would double the cost of parsing.
     pub(super) line: u64,
-    pub(super) node: Node,
+    pub(super) value: Value,
 }
 
 /// Why a text is not a YAML document.
@@ -61,51 +61,52 @@ impl Node {
         Ok((node.value != Value::Scalar(serde_json::Value::Null)).then_some(node))
     }
 
+    /// The line of the field at `path`, or of the nearest field around it that exists.
+    pub(super) fn line_of(&self, path: &FieldPath) -> u64 {
+        let (mut line, mut value) = (self.line, &self.value);
+        for segment in path.segments() {
+            let next = match (value, segment) {
+                (Value::Mapping(entries), Segment::Field(name)) => {
+                    entries.iter().find(|entry| entry.key == *name).map(|entry| (entry.line, &entry.value))
+                }
+                (Value::Sequence(items), Segment::Index(index)) => {
+                    items.get(*index).map(|item| (item.line, &item.value))
+                }
+                _ => None,
+            };
+            let Some(next) = next else {
+                break;
+            };
+            (line, value) = next;
+        }
+        line
+    }
+}
+
+impl Value {
     /// The field `key` of a mapping.
     pub(super) fn field(&self, key: &str) -> Option<&Self> {
-        match &self.value {
-            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node),
-            Value::Scalar(_) | Value::Sequence(_) => None,
+        match self {
+            Self::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value),
+            Self::Scalar(_) | Self::Sequence(_) => None,
         }
     }
 
     /// The text of a string.
     pub(super) fn text(&self) -> Option<&str> {
-        match &self.value {
-            Value::Scalar(value) => value.as_str(),
-            Value::Sequence(_) | Value::Mapping(_) => None,
+        match self {
+            Self::Scalar(value) => value.as_str(),
+            Self::Sequence(_) | Self::Mapping(_) => None,
         }
-    }
-
-    /// The line of the field at `path`, or of the nearest field around it that exists.
-    pub(super) fn line_of(&self, path: &FieldPath) -> u64 {
-        let mut node = self;
-        let mut line = self.line;
-        for segment in path.segments() {
-            let next = match (&node.value, segment) {
-                (Value::Mapping(entries), Segment::Field(name)) => {
-                    entries.iter().find(|entry| entry.key == *name).map(|entry| (entry.line, &entry.node))
-                }
-                (Value::Sequence(items), Segment::Index(index)) => {
-                    items.get(*index).map(|item| (item.line, item))
-                }
-                _ => None,
-            };
-            let Some((at, inner)) = next else {
-                break;
-            };
-            (line, node) = (at, inner);
-        }
-        line
     }
 
     /// The value without its lines.
     pub(super) fn to_json(&self) -> serde_json::Value {
-        match &self.value {
-            Value::Scalar(value) => value.clone(),
-            Value::Sequence(items) => items.iter().map(Self::to_json).collect(),
-            Value::Mapping(entries) => {
-                entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect()
+        match self {
+            Self::Scalar(value) => value.clone(),
+            Self::Sequence(items) => items.iter().map(|item| item.value.to_json()).collect(),
+            Self::Mapping(entries) => {
+                entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()
             }
         }
     }
@@ -203,8 +204,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut mapping: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = mapping.next_key::<Spanned<String>>()? {
-            let node = mapping.next_value()?;
-            entries.push(Entry { key: key.value, line: key.referenced.line(), node });
+            let value = mapping.next_value()?;
+            entries.push(Entry { key: key.value, line: key.referenced.line(), value });
         }
         Ok(Value::Mapping(entries))
     }
@@ -234,7 +235,7 @@ mod tests {
     fn scalars_have_the_types_of_json() {
         let tree = parse("a: 8080\nb: '8080'\nc: true\nd: null\ne: 1.5\nf: plain\n8080: g\n");
         assert_eq!(
-            tree.to_json(),
+            tree.value.to_json(),
             serde_json::json!({"a": 8080, "b": "8080", "c": true, "d": null, "e": 1.5, "f": "plain", "8080": "g"})
         );
     }
@@ -242,7 +243,7 @@ mod tests {
     #[test]
     fn json_is_yaml() {
         let tree = parse("{\n\t\"kind\": \"Pod\",\n\t\"spec\": {\"a\": [1, 2]}\n}\n");
-        assert_eq!(tree.to_json(), serde_json::json!({"kind": "Pod", "spec": {"a": [1, 2]}}));
+        assert_eq!(tree.value.to_json(), serde_json::json!({"kind": "Pod", "spec": {"a": [1, 2]}}));
     }
 
     #[test]
