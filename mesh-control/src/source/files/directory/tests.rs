@@ -164,7 +164,7 @@ fn a_directory_that_was_never_there_is_unread() {
     let root = tempfile::tempdir().unwrap();
     let missing = root.path().join("later");
     let mut directory = Directory::new([missing.clone()]);
-    assert_eq!(directory.scan(|_| false).report.unwrap().unread, [missing.clone()]);
+    assert_eq!(directory.scan(|_| false).report.unwrap().unread, std::slice::from_ref(&missing));
     fs::create_dir(&missing).unwrap();
     assert!(directory.scan(|_| false).report.unwrap().unread.is_empty());
 }
