@@ -94,9 +94,10 @@ impl Screen {
         self.line(&emphasis(text))
     }
 
-    /// Starts over at the top of the terminal.
+    /// Starts over at the top of the terminal. Past the stream that takes styles out: this is no style.
     pub(super) fn clear(&mut self) -> io::Result<()> {
-        self.out.write_all(b"\x1b[H\x1b[2J")
+        self.out.flush()?;
+        io::stdout().write_all(b"\x1b[H\x1b[2J")
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
