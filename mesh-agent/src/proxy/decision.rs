@@ -19,6 +19,9 @@ use crate::telemetry::{Direction, ResponseFlag, Transport};
 mod explain;
 #[cfg(test)]
 mod tests;
+mod upstream;
+
+use upstream::{Client, endpoint_address, upstream};
 
 pub use explain::{Because, Candidate, Explanation, SetAside};
 
@@ -319,91 +322,5 @@ impl Decision {
         let others = self.pod.as_ref().map_or(&[][..], |pod| &pod.addresses);
         let client = Client { ip: client.ip(), others };
         Ok(upstream(snapshot, pods, &client, Some(&endpoint.workload), address))
-    }
-}
-
-/// The addresses a client may be given upstream.
-struct Client<'a> {
-    /// The one it used.
-    ip: IpAddr,
-    /// All that are its own.
-    others: &'a [IpAddr],
-}
-
-/// The address of `endpoint` for a port of its service, of the family of `wanted` if it has one of that.
-pub(super) fn endpoint_address(
-    snapshot: &Snapshot,
-    service: &Service,
-    endpoint: &Endpoint,
-    port: u16,
-    wanted: IpAddr,
-) -> Result<SocketAddr, Unusable> {
-    let workload = &endpoint.workload;
-    if workload.network != snapshot.node().network {
-        return Err(Unusable::OtherNetwork);
-    }
-    let of_service = || {
-        let port = service.ports.iter().find(|known| known.service_port == port)?;
-        (port.target_port != 0).then_some(port.target_port)
-    };
-    let target_port = endpoint.target_port(port).or_else(of_service).ok_or(Unusable::NoPort)?;
-    let same_family = workload.addresses.iter().find(|address| address.is_ipv4() == wanted.is_ipv4());
-    let address = same_family.or(workload.addresses.first()).ok_or(Unusable::NoAddress)?;
-    Ok(SocketAddr::new(*address, target_port))
-}
-
-/// How to reach `address`, which is `workload` where the mesh knows it.
-fn upstream(
-    snapshot: &Snapshot,
-    pods: &LocalPods,
-    client: &Client<'_>,
-    workload: Option<&Arc<Workload>>,
-    address: SocketAddr,
-) -> Upstream {
-    let local_pod = pods.by_address(address.ip());
-    let steered = |pod: &&Arc<LocalPod>| pod.enrolled && pod.redirection.inbound(address.port()).captured;
-    Upstream {
-        address,
-        workload: workload.cloned(),
-        load: workload.and_then(|known| snapshot.load(&known.uid)).cloned(),
-        source: source_address(client, workload, local_pod.is_some(), address.ip()),
-        path: path(snapshot, workload, local_pod.is_some()),
-        server_side: local_pod.filter(steered).cloned(),
-    }
-}
-
-/// Chooses which source address the destination sees.
-fn source_address(
-    client: &Client<'_>,
-    workload: Option<&Arc<Workload>>,
-    is_local_pod: bool,
-    destination: IpAddr,
-) -> SourceAddress {
-    if client.ip == destination || client.others.contains(&destination) {
-        return SourceAddress::Node(NotPreserved::TheClientItself);
-    }
-    match workload {
-        Some(workload) if workload.host_network => return SourceAddress::Node(NotPreserved::HostNetwork),
-        Some(workload) if workload.node.is_empty() && !is_local_pod => {
-            return SourceAddress::Node(NotPreserved::OutsideTheNodes);
-        }
-        None if !is_local_pod => return SourceAddress::Node(NotPreserved::UnknownDestination),
-        Some(_) | None => {}
-    }
-    let same_family = |address: &&IpAddr| address.is_ipv4() == destination.is_ipv4();
-    match std::iter::once(&client.ip).chain(client.others).find(same_family) {
-        Some(address) => SourceAddress::Preserved(*address),
-        None => SourceAddress::Node(NotPreserved::OtherFamily),
-    }
-}
-
-/// Chooses how bytes get to a destination. This is the one place for it: a tunnel to the destination's agent is
-/// one more path, and the workload's `tunnel` says where there may be one.
-fn path(snapshot: &Snapshot, workload: Option<&Arc<Workload>>, is_local_pod: bool) -> Path {
-    match workload {
-        _ if is_local_pod => Path::SameNode,
-        Some(workload) if !workload.host_network && workload.node == snapshot.node().name => Path::SameNode,
-        Some(_) => Path::Remote,
-        None => Path::Passthrough,
     }
 }

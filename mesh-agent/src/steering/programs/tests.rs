@@ -309,7 +309,12 @@ fn any_bytes_get_an_answer_and_one_count() {
 
 /// All packets counted, without the look-ups for listeners.
 fn packets(counts: &[u64]) -> u64 {
-    Outcome::ALL.iter().zip(counts).filter(|(o, _)| !o.name().starts_with("lookup")).map(|(_, count)| count).sum()
+    Outcome::ALL
+        .iter()
+        .zip(counts)
+        .filter(|(o, _)| !o.name().starts_with("lookup"))
+        .map(|(_, count)| count)
+        .sum()
 }
 
 /// A packet with some bytes changed and perhaps its end missing.

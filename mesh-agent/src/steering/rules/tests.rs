@@ -31,7 +31,8 @@ impl Tables for Model {
             .ranges
             .iter()
             .filter(|((bits, range), _)| {
-                CidrRule::new(1, *range).family == key.family && prefix(range, *bits) == prefix(&key.address, *bits)
+                CidrRule::new(1, *range).family == key.family
+                    && prefix(range, *bits) == prefix(&key.address, *bits)
             })
             .max_by_key(|((bits, _), _)| *bits);
         longest.map(|(_, action)| *action)
@@ -47,7 +48,12 @@ fn prefix(address: &Address, bits: u8) -> u128 {
 
 fn captured(redirection: &Redirection, from: IpAddr, to: IpAddr, port: u16, pod: IpAddr) -> Option<Capture> {
     let (set, flags) = RuleSet::compile(redirection);
-    let entry = Pod { id: 1, flags: flags.with(PodFlags::ENROLLED, true), device: 0, rules: u32::from(!set.is_empty()) };
+    let entry = Pod {
+        id: 1,
+        flags: flags.with(PodFlags::ENROLLED, true),
+        device: 0,
+        rules: u32::from(!set.is_empty()),
+    };
     let model = Model { set, pod: (pod.into(), entry) };
     let (source, destination) = (Address::from(from), Address::from(to));
     let flow = mesh_common::Flow { source: &source, destination: &destination, device: 0, owner: 0 };
@@ -61,13 +67,23 @@ fn captured(redirection: &Redirection, from: IpAddr, to: IpAddr, port: u16, pod:
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from(Ipv4Addr::new(10, a & 3, b & 3, 1))),
-        any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from([0xfd00, 0, u16::from(a & 3), u16::from(b & 3), 0, 0, 0, 1])),
+        any::<[u8; 2]>().prop_map(|[a, b]| IpAddr::from([
+            0xfd00,
+            0,
+            u16::from(a & 3),
+            u16::from(b & 3),
+            0,
+            0,
+            0,
+            1
+        ])),
     ]
 }
 
 fn ranges() -> impl Strategy<Value = BTreeSet<IpNet>> {
-    let range = (address(), 0..=128_u8)
-        .prop_map(|(address, bits)| IpNet::new(address, if address.is_ipv4() { bits / 4 } else { bits }).unwrap());
+    let range = (address(), 0..=128_u8).prop_map(|(address, bits)| {
+        IpNet::new(address, if address.is_ipv4() { bits / 4 } else { bits }).unwrap()
+    });
     proptest::collection::btree_set(range, 0..6)
 }
 
@@ -76,18 +92,26 @@ fn ports() -> impl Strategy<Value = BTreeSet<u16>> {
 }
 
 fn redirection() -> impl Strategy<Value = Redirection> {
-    (proptest::option::of(ports()), ports(), ports(), ports(), proptest::option::of(ranges()), ranges()).prop_map(
-        |(include_inbound, exclude_inbound, include_outbound, exclude_outbound, include_ranges, exclude_ranges)| {
-            Redirection {
-                include_inbound_ports: include_inbound.map_or(PortSelection::All, PortSelection::Only),
-                exclude_inbound_ports: exclude_inbound,
-                include_outbound_ports: include_outbound,
-                exclude_outbound_ports: exclude_outbound,
-                include_outbound_cidrs: include_ranges.map_or(CidrSelection::All, CidrSelection::Only),
-                exclude_outbound_cidrs: exclude_ranges,
-            }
-        },
-    )
+    (proptest::option::of(ports()), ports(), ports(), ports(), proptest::option::of(ranges()), ranges())
+        .prop_map(
+            |(
+                include_inbound,
+                exclude_inbound,
+                include_outbound,
+                exclude_outbound,
+                include_ranges,
+                exclude_ranges,
+            )| {
+                Redirection {
+                    include_inbound_ports: include_inbound.map_or(PortSelection::All, PortSelection::Only),
+                    exclude_inbound_ports: exclude_inbound,
+                    include_outbound_ports: include_outbound,
+                    exclude_outbound_ports: exclude_outbound,
+                    include_outbound_cidrs: include_ranges.map_or(CidrSelection::All, CidrSelection::Only),
+                    exclude_outbound_cidrs: exclude_ranges,
+                }
+            },
+        )
 }
 
 proptest! {
