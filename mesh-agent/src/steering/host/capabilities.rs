@@ -1,18 +1,21 @@
 //! What the agent may do: only what steering and the proxy take.
 //!
-//! | capability | for |
-//! |---|---|
-//! | `CAP_BPF` | programs, maps and links |
-//! | `CAP_NET_ADMIN` | attaching to devices, rules, routes, nftables, sysctls under `net`, `SO_MARK`, `IP_TRANSPARENT` |
+//! | capability | for | held by |
+//! |---|---|---|
+//! | `CAP_BPF` | programs, maps and links | all threads |
+//! | `CAP_NET_ADMIN` | attaching to devices, rules, routes, nftables, sysctls under `net`, `SO_MARK`, `IP_TRANSPARENT` | all threads |
+//! | `CAP_PERFMON` | loading `steer`: without it the verifier refuses pointer arithmetic on the stack in loops, such as the compiler's own `memset`, and puts a barrier against speculation after every write to the stack, which costs every packet | one thread, until the programs are loaded |
 //!
-//! Both are needed after start as well: devices come and go, an enrolled pod writes to maps, and every socket of
-//! the proxy is marked and transparent. Nothing else is: files belong to root, which the agent runs as, and ports
-//! below 1024 are not listened on. See the test for the evidence.
+//! The first two are needed after start as well: devices come and go, an enrolled pod writes to maps, and every
+//! socket of the proxy is marked and transparent. Nothing else is: files belong to root, which the agent runs as,
+//! and ports below 1024 are not listened on. See the test for the evidence.
 //!
 //! Mounting bpffs takes `CAP_SYS_ADMIN` and is left to the DaemonSet or the admin ([`super::kernel`] checks it).
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -21,9 +24,22 @@ use super::HostError;
 /// What is kept.
 pub const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
-/// Gives up everything but [`NEEDED`] for the process, for good. Call it before there is a second thread:
-/// capabilities are a thread's own, and only new threads inherit them.
-pub fn restrict_process() -> Result<(), HostError> {
+/// What the thread that loads the programs has.
+const NEEDED_TO_LOAD: [Capability; 3] =
+    [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+
+/// A thread with the right to load programs, which does that once and ends.
+///
+/// Capabilities are a thread's own, file descriptors are the process's: what this one loads, all can use.
+#[must_use = "nobody else can load programs"]
+#[derive(Debug)]
+pub struct Loader {
+    work: mpsc::SyncSender<Box<dyn FnOnce() + Send>>,
+}
+
+/// Gives up everything but [`NEEDED`] for the process, for good, except for the returned thread. Call it before
+/// there is a second thread: only new threads inherit what this one has.
+pub fn restrict_process() -> Result<Loader, HostError> {
     let tasks = Path::new("/proc/self/task");
     let threads = fs::read_dir(tasks).map_err(HostError::file("listing", tasks))?.count();
     if threads != 1 {
@@ -31,20 +47,66 @@ pub fn restrict_process() -> Result<(), HostError> {
             "to be dropped before other threads start, and there are {threads}"
         )));
     }
-    restrict_thread()
+    restrict_thread_with_loader()
 }
 
-/// The same for the calling thread alone.
-fn restrict_thread() -> Result<(), HostError> {
+fn restrict_thread_with_loader() -> Result<Loader, HostError> {
+    let loader = Loader::start()?;
+    restrict_thread(&NEEDED)?;
+    Ok(loader)
+}
+
+impl Loader {
+    fn start() -> Result<Self, HostError> {
+        let (work, jobs) = mpsc::sync_channel::<Box<dyn FnOnce() + Send>>(1);
+        let (restricted, outcome) = mpsc::sync_channel(1);
+        let run = move || {
+            let restriction = restrict_thread(&NEEDED_TO_LOAD);
+            let ready = restriction.is_ok();
+            // Nobody waits any more only if the agent is ending.
+            let told = restricted.send(restriction).is_ok();
+            if let (true, true, Ok(job)) = (ready, told, jobs.recv()) {
+                job();
+            }
+        };
+        thread::Builder::new()
+            .name("loader".into())
+            .spawn(run)
+            .map_err(|error| HostError::Capabilities(format!("no thread to load programs: {error}")))?;
+        outcome.recv().map_err(|_| loader_gone())??;
+        Ok(Self { work })
+    }
+
+    /// Runs `load` with the right to load programs, and waits for it.
+    pub fn run<T: Send + 'static>(self, load: impl FnOnce() -> T + Send + 'static) -> Result<T, HostError> {
+        let (done, result) = mpsc::sync_channel(1);
+        let job = Box::new(move || {
+            // The receiver is there until this returns.
+            let _ = done.send(load());
+        });
+        self.work.send(job).map_err(|_| loader_gone())?;
+        result.recv().map_err(|_| loader_gone())
+    }
+}
+
+fn loader_gone() -> HostError {
+    HostError::Capabilities("the thread that loads programs has ended".into())
+}
+
+/// Gives up everything but `kept` for the calling thread and those it starts.
+fn restrict_thread(kept: &[Capability]) -> Result<(), HostError> {
     let refused = |error: caps::errors::CapsError| HostError::Capabilities(error.to_string());
     let held = caps::read(None, CapSet::Permitted).map_err(refused)?;
     let missing: Vec<_> =
-        NEEDED.iter().filter(|needed| !held.contains(needed)).map(ToString::to_string).collect();
+        kept.iter().filter(|needed| !held.contains(needed)).map(ToString::to_string).collect();
     if !missing.is_empty() {
-        return Err(HostError::Capabilities(format!("{} missing: run as root", missing.join(", "))));
+        return Err(HostError::Capabilities(format!(
+            "{} missing: run as root, or add to the container's securityContext",
+            missing.join(", ")
+        )));
     }
 
-    let kept: CapsHashSet = NEEDED.into();
+    let kept: CapsHashSet = kept.iter().copied().collect();
     // Without CAP_SETPCAP the bounding set stays; it only matters to programs executed with file capabilities,
     // and `no_new_privs` puts an end to those.
     if held.contains(&Capability::CAP_SETPCAP) {

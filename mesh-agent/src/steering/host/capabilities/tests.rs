@@ -12,7 +12,7 @@ use crate::steering::host::{HostSettings, HostState, Mark};
 #[test]
 fn what_remains_is_enough_and_no_more() {
     in_namespace_async(async || {
-        restrict_thread().unwrap();
+        let loader = restrict_thread_with_loader().unwrap();
 
         for set in [CapSet::Effective, CapSet::Permitted, CapSet::Bounding] {
             assert_eq!(caps::read(None, set).unwrap(), NEEDED.into(), "{set:?}");
@@ -23,6 +23,8 @@ fn what_remains_is_enough_and_no_more() {
         assert!(nix::sys::prctl::get_no_new_privs().unwrap());
         assert!(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err(), "CAP_SYS_ADMIN is gone");
 
+        let on_loader = loader.run(|| (caps::read(None, CapSet::Permitted).unwrap(), bpf_works())).unwrap();
+        assert_eq!(on_loader.0, NEEDED_TO_LOAD.into());
         bpf_works();
         transparent_sockets_work();
         let directory = tempfile::tempdir().unwrap();
