@@ -146,7 +146,7 @@ fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
         assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
         capabilities.add.unwrap_or_default()
     };
-    assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN"]);
+    assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN", "PERFMON"]);
     assert!(powers("mesh-control").is_empty());
 }
 
