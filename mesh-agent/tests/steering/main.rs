@@ -9,4 +9,8 @@
 )]
 
 mod capture;
+mod devices;
+mod enrolment;
+mod failure;
 mod node;
+mod restart;

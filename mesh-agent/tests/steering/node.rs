@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::pods::{LocalPod, PodDevice};
 use mesh_agent::steering::host::Mark;
 use mesh_agent::steering::host::routes::PolicyRouting;
@@ -22,6 +23,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const PORT: u16 = 8080;
+/// Here the server, and the agent, closes as soon as it has greeted.
+pub(crate) const CLOSING_PORT: u16 = 8081;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const CAPTURE_MARK: u32 = 0x1000;
@@ -56,9 +59,13 @@ impl Node {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node = Self { runtime, lab, bpffs: BpfFs::mount() };
-        for name in ["a", "b", "c", "outside"] {
+        for name in ["a", "b", "c", "outside", "node"] {
             node.serve(name, PORT);
         }
+        node.serve("outside", CLOSING_PORT);
+        // As the agent sets it: else the input path finds TIME_WAIT sockets of captured connections for packets
+        // that are to be forwarded, and drops those.
+        node.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0")).unwrap();
         node
     }
 
@@ -99,6 +106,11 @@ impl Node {
         }
     }
 
+    /// The pod as the agent knows it while it is not enrolled.
+    pub(crate) fn known_pod(&self, name: &str) -> LocalPod {
+        LocalPod { enrolled: false, ..self.pod(name) }
+    }
+
     /// Runs something in the node's network namespace.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.machine("node").namespace().run(work).unwrap()
@@ -113,13 +125,110 @@ impl Node {
         }
     }
 
+    /// Runs a shell command in the node's network namespace.
+    pub(crate) fn shell(&self, command: &str) -> String {
+        let output =
+            self.inside(|| std::process::Command::new("sh").args(["-ec", command]).output().unwrap());
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The programs at the device of a pod, with tcx or clsact.
+    pub(crate) fn program_ids(&self, pod: &str) -> Vec<u32> {
+        let device = self.pod(pod).device.unwrap().name;
+        let tcx = self.inside(|| SchedClassifier::query_tcx(&device, TcAttachType::Ingress)).unwrap().1;
+        let filters = self.shell(&format!("tc filter show dev {device} ingress"));
+        let mut words = filters.split_whitespace();
+        let clsact =
+            std::iter::from_fn(|| words.by_ref().find(|word| *word == "id").and_then(|_| words.next()));
+        tcx.iter().map(aya::programs::ProgramInfo::id).chain(clsact.map(|id| id.parse().unwrap())).collect()
+    }
+
     /// Connects and reads who answered.
     pub(crate) fn connect(&self, from: &str, to: SocketAddr) -> io::Result<Connection> {
+        self.connect_within(from, None, to, PATIENCE)
+    }
+
+    /// Connects from a given address and port.
+    pub(crate) fn connect_from(
+        &self,
+        from: &str,
+        local: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<Connection> {
+        self.connect_within(from, Some(local), to, PATIENCE)
+    }
+
+    /// Connects where nothing is expected to answer.
+    pub(crate) fn call_briefly(&self, from: &str, to: &str, family: Family) -> io::Result<Connection> {
+        let to = SocketAddr::new(self.address(to, family), PORT);
+        self.connect_within(from, None, to, Duration::from_millis(300))
+    }
+
+    fn connect_within(
+        &self,
+        from: &str,
+        local: Option<SocketAddr>,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> io::Result<Connection> {
         let socket = self.machine(from).namespace().tokio_tcp_socket(to)?;
+        if let Some(local) = local {
+            socket.set_reuseaddr(true)?;
+            socket.bind(local)?;
+        }
         self.runtime.block_on(async {
-            let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
+            let stream = tokio::time::timeout(patience, socket.connect(to)).await??;
             Connection::greet(stream).await
         })
+    }
+
+    /// Reads to the end of a connection that the other side closes, and waits until the client's end is gone too.
+    pub(crate) fn finish(&self, mut connection: Connection) {
+        let (local, peer) = (connection.local_address(), connection.stream.get_ref().peer_addr().unwrap());
+        self.runtime.block_on(async {
+            let mut rest = Vec::new();
+            tokio::time::timeout(PATIENCE, connection.stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+        });
+        drop(connection);
+        let pod = self
+            .lab
+            .topology()
+            .pods()
+            .map(|(_, pod)| pod.name.clone())
+            .find(|name| self.machine(name).addresses().iter().any(|address| address == local.ip()));
+        let namespace = self.machine(&pod.unwrap()).namespace();
+        let gone = || {
+            let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+            let open: String = namespace
+                .run(|| tables.map(|table| std::fs::read_to_string(table).unwrap()))
+                .unwrap()
+                .concat();
+            !open.contains(&format!(":{:04X} ", local.port()))
+                || !open.contains(&format!(":{:04X} ", peer.port()))
+        };
+        until("the client's end is closed", gone);
+    }
+
+    /// Sends one SYN with a source address that is not the sender's.
+    pub(crate) fn forge(&self, from: &str, source: IpAddr, destination: IpAddr) {
+        let address = SocketAddr::new(source, 0);
+        self.machine(from)
+            .namespace()
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+                socket.set_ip_transparent_v4(true).unwrap();
+                socket.bind(&address.into()).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let error = socket.connect(&SocketAddr::new(destination, PORT).into()).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+            })
+            .unwrap();
+    }
+
+    /// Waits for a condition.
+    pub(crate) fn until(&self, condition: impl FnMut() -> bool, what: &str) {
+        until(what, condition);
     }
 
     /// Connects to another machine's server.
@@ -283,9 +392,11 @@ async fn serve(name: String, listener: std::net::TcpListener) {
     let listener = TcpListener::from_std(listener).unwrap();
     loop {
         let Ok((mut stream, peer)) = listener.accept().await else { return };
-        let greeting = format!("{name} {} {peer}\n", stream.local_addr().unwrap());
+        let local = stream.local_addr().unwrap();
+        let greeting = format!("{name} {local} {peer}\n");
         tokio::spawn(async move {
-            if stream.write_all(greeting.as_bytes()).await.is_ok() {
+            let greeted = stream.write_all(greeting.as_bytes()).await.is_ok();
+            if greeted && local.port() != CLOSING_PORT {
                 let (mut read, mut write) = stream.split();
                 drop(tokio::io::copy(&mut read, &mut write).await);
             }
