@@ -27,7 +27,7 @@ pub use metadata::{Labels, ObjectName, Selector};
 pub use namespace::Namespace;
 pub use node::{Locality, Node};
 pub use pod::{ContainerPort, Owner, Pod};
-pub use service::{ApplicationProtocol, Service, ServicePort, TargetPort, TrafficDistribution};
+pub use service::{Service, ServicePort, TargetPort, TrafficDistribution};
 pub use service_entry::{EntryEndpoints, Resolution, ServiceEntry, ServiceEntryObject};
 pub use workload_entry::{Endpoint, EndpointAddress, WorkloadEntry, WorkloadEntryObject};
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use mesh_xds::proto::workload::address::Type;
 use mesh_xds::server::{ClientStatus, DiscoveryServer};
 use serde::Serialize;
 
 use crate::metrics::Metrics;
 use crate::source::Report;
-use crate::translate::AddressResource;
+use crate::translate::Served;
 
 /// What there is, updated with every batch.
 #[derive(Debug, Default, Clone, Serialize)]
@@ -25,34 +24,6 @@ pub struct Content {
     pub served: Served,
     /// Version of the served resources.
     pub version: u64,
-}
-
-/// Numbers of resources served.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Served {
-    /// Workloads.
-    pub workloads: usize,
-    /// Services.
-    pub services: usize,
-}
-
-impl Served {
-    /// Counts a resource that comes, goes or changes.
-    pub(crate) fn replace(&mut self, was: Option<&AddressResource>, now: Option<&AddressResource>) {
-        if let Some(count) = was.and_then(|resource| self.count_of(resource)) {
-            *count -= 1;
-        }
-        if let Some(count) = now.and_then(|resource| self.count_of(resource)) {
-            *count += 1;
-        }
-    }
-
-    fn count_of(&mut self, resource: &AddressResource) -> Option<&mut usize> {
-        match resource.address.r#type.as_ref()? {
-            Type::Workload(_) => Some(&mut self.workloads),
-            Type::Service(_) => Some(&mut self.services),
-        }
-    }
 }
 
 /// The status as it is shown.

@@ -26,7 +26,6 @@ use tracing::warn;
 
 use crate::model::{Kind, ObjectName};
 use crate::source::Change;
-use crate::status::Served;
 use inputs::Inputs;
 
 /// What is the same for everything in the mesh.
@@ -128,6 +127,34 @@ impl Delta {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.upserts.is_empty() && self.removals.is_empty()
+    }
+}
+
+/// Numbers of outputs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Served {
+    /// Workloads.
+    pub workloads: usize,
+    /// Services.
+    pub services: usize,
+}
+
+impl Served {
+    /// Counts a resource that comes, goes or changes.
+    fn replace(&mut self, was: Option<&AddressResource>, now: Option<&AddressResource>) {
+        if let Some(count) = was.and_then(|resource| self.count_of(resource)) {
+            *count -= 1;
+        }
+        if let Some(count) = now.and_then(|resource| self.count_of(resource)) {
+            *count += 1;
+        }
+    }
+
+    fn count_of(&mut self, resource: &AddressResource) -> Option<&mut usize> {
+        match resource.address.r#type.as_ref()? {
+            Type::Workload(_) => Some(&mut self.workloads),
+            Type::Service(_) => Some(&mut self.services),
+        }
     }
 }
 

@@ -86,29 +86,24 @@ impl TrafficDistribution {
     }
 }
 
-/// What an application speaks, from `appProtocol` or, as Istio does it, the first word of the port's name.
-#[derive(Debug, Clone, Copy)]
-pub struct ApplicationProtocol;
-
-impl ApplicationProtocol {
-    /// Reads a protocol's name, in any case; one that is not known is just bytes to the mesh.
-    pub fn parse(text: &str) -> AppProtocol {
-        match text.to_ascii_lowercase().as_str() {
-            "http" | "http1" | "kubernetes.io/ws" => AppProtocol::Http11,
-            "http2" | "h2c" | "kubernetes.io/h2c" => AppProtocol::Http2,
-            "grpc" | "grpc-web" => AppProtocol::Grpc,
-            "https" | "tls" | "kubernetes.io/wss" => AppProtocol::Tls,
-            "tcp" | "mongo" | "mysql" | "redis" => AppProtocol::Tcp,
-            _ => AppProtocol::Unknown,
-        }
+/// What an application speaks, by a protocol's name in any case; one that is not known is just bytes to the mesh.
+pub(super) fn application_protocol(name: &str) -> AppProtocol {
+    match name.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "kubernetes.io/ws" => AppProtocol::Http11,
+        "http2" | "h2c" | "kubernetes.io/h2c" => AppProtocol::Http2,
+        "grpc" | "grpc-web" => AppProtocol::Grpc,
+        "https" | "tls" | "kubernetes.io/wss" => AppProtocol::Tls,
+        "tcp" | "mongo" | "mysql" | "redis" => AppProtocol::Tcp,
+        _ => AppProtocol::Unknown,
     }
+}
 
-    fn of(port: &core::ServicePort) -> AppProtocol {
-        match (&port.app_protocol, &port.name) {
-            (Some(protocol), _) => Self::parse(protocol),
-            (None, Some(name)) => Self::parse(name.split('-').next().unwrap_or_default()),
-            (None, None) => AppProtocol::Unknown,
-        }
+/// What a port says of it: `appProtocol` or, as Istio does it, the first word of the port's name.
+fn protocol_of(port: &core::ServicePort) -> AppProtocol {
+    match (&port.app_protocol, &port.name) {
+        (Some(protocol), _) => application_protocol(protocol),
+        (None, Some(name)) => application_protocol(name.split('-').next().unwrap_or_default()),
+        (None, None) => AppProtocol::Unknown,
     }
 }
 
@@ -200,7 +195,7 @@ fn ports(spec: &core::ServiceSpec, findings: &mut Findings) -> Vec<ServicePort> 
             );
             continue;
         }
-        ports.push(ServicePort { name, number, target, protocol: ApplicationProtocol::of(port) });
+        ports.push(ServicePort { name, number, target, protocol: protocol_of(port) });
     }
     ports
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::findings::{Findings, field};
 use super::metadata::{Labels, ObjectName, Selector, is_subdomain};
-use super::service::{ApplicationProtocol, ServicePort, TargetPort};
+use super::service::{ServicePort, TargetPort, application_protocol};
 use super::workload_entry::{Endpoint, EndpointAddress, EndpointSpec};
 
 /// The object of the API.
@@ -197,7 +197,7 @@ fn ports(spec: &ServiceEntrySpec, findings: &mut Findings) -> Vec<ServicePort> {
                 name: port.name.clone(),
                 number,
                 target: TargetPort::Number(target),
-                protocol: ApplicationProtocol::parse(&port.protocol),
+                protocol: application_protocol(&port.protocol),
             });
         }
     }

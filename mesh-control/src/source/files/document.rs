@@ -1,18 +1,16 @@
 //! From the text of a manifest file to resources and problems. No file is touched here.
 
+mod typed;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
-
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use serde::de::DeserializeOwned;
 
 use super::tree::{Node, Value};
-use crate::model::findings::{FieldPath, Finding, Findings, Segment, Severity, field};
-use crate::model::{
-    EndpointSlice, Kind, Namespace, Node as ClusterNode, ObjectName, Pod, Resource, ResourceKey, Service,
-    ServiceEntry, ServiceEntryObject, WorkloadEntry, WorkloadEntryObject,
-};
+use crate::model::findings::{FieldPath, Finding, Severity, field};
+use crate::model::{Kind, ObjectName, Resource, ResourceKey};
 use crate::source::Problem;
 
 /// Documents, or items of lists, in one file.
@@ -119,7 +117,7 @@ impl Manifest {
     fn read_resource(&mut self, object: &Object<'_>, kind: Kind, version: &str) {
         let key = object.key(kind);
         let (resource, mut findings) = if kind.versions().contains(&version) {
-            read_typed(kind, object.tree)
+            typed::read(kind, object.tree)
         } else {
             let versions = kind.versions().join(", ");
             let reason = format!("version {version:?} of {kind} is not known; known are {versions}");
@@ -266,197 +264,4 @@ impl<'a> Object<'a> {
 
 fn refusal(path: FieldPath, reason: impl Into<String>) -> Finding {
     Finding { path, reason: reason.into(), severity: Severity::Refused }
-}
-
-/// Reads an object as its kind. No resource comes with at least one refusal.
-fn read_typed(kind: Kind, tree: &Node) -> (Option<Resource>, Vec<Finding>) {
-    match kind {
-        Kind::Namespace => read_as(tree, |object: core::Namespace, findings| {
-            Resource::Namespace(Arc::new(Namespace::read(object, findings)))
-        }),
-        Kind::Node => read_as(tree, |object: core::Node, findings| {
-            Resource::Node(Arc::new(ClusterNode::read(object, findings)))
-        }),
-        Kind::Pod => {
-            read_as(tree, |object: core::Pod, findings| Resource::Pod(Arc::new(Pod::read(object, findings))))
-        }
-        Kind::Service => read_as(tree, |object: core::Service, findings| {
-            Resource::Service(Arc::new(Service::read(object, findings)))
-        }),
-        Kind::EndpointSlice => read_as(tree, |object: discovery::EndpointSlice, findings| {
-            Resource::EndpointSlice(Arc::new(EndpointSlice::read(object, findings)))
-        }),
-        Kind::ServiceEntry => read_as(tree, |object: ServiceEntryObject, findings| {
-            Resource::ServiceEntry(Arc::new(ServiceEntry::read(object, findings)))
-        }),
-        Kind::WorkloadEntry => read_as(tree, |object: WorkloadEntryObject, findings| {
-            Resource::WorkloadEntry(Arc::new(WorkloadEntry::read(object, findings)))
-        }),
-    }
-}
-
-fn read_as<T: DeserializeOwned>(
-    tree: &Node,
-    read: impl FnOnce(T, &mut Findings) -> Resource,
-) -> (Option<Resource>, Vec<Finding>) {
-    let mut findings = Findings::default();
-    let mut unknown = Vec::new();
-    let mut track = serde_path_to_error::Track::new();
-    let json = tree.value.to_json();
-    let deserializer = serde_path_to_error::Deserializer::new(json, &mut track);
-    let object: Result<T, _> =
-        serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
-    for field in unknown {
-        findings.warn(field, "is not a field of this kind and has no effect: is it misspelt?");
-    }
-    let resource = match object {
-        Ok(object) => Some(read(object, &mut findings)),
-        Err(error) => {
-            findings.refuse(error_path(&track.path()), error.to_string());
-            None
-        }
-    };
-    let resource = resource.filter(|_| !findings.refused());
-    (resource, findings.into_vec())
-}
-
-fn unknown_path(path: &serde_ignored::Path<'_>) -> FieldPath {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => FieldPath::default(),
-        Path::Seq { parent, index } => unknown_path(parent).then(*index),
-        Path::Map { parent, key } => unknown_path(parent).then(key),
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            unknown_path(parent)
-        }
-    }
-}
-
-fn error_path(path: &serde_path_to_error::Path) -> FieldPath {
-    path.iter()
-        .filter_map(|segment| match segment {
-            serde_path_to_error::Segment::Seq { index } => Some(Segment::Index(*index)),
-            serde_path_to_error::Segment::Map { key } => Some(Segment::from(key)),
-            serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
-
-    fn parse(text: &str) -> (Manifest, Vec<String>) {
-        let manifest = Manifest::parse(Path::new("shop.yaml"), text);
-        let problems = manifest.problems.iter().map(ToString::to_string).collect();
-        (manifest, problems)
-    }
-
-    fn keys(manifest: &Manifest) -> Vec<String> {
-        manifest.resources.keys().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn streams_are_split_at_their_marks() {
-        let text =
-            "%YAML 1.2\n---\n# shop\na: 1\n--- # next\n\nb: |\n  --- no mark\n...\n# end\n--- {c: 3}\n";
-        let found: Vec<_> =
-            documents(text).into_iter().map(|document| (document.line, document.text)).collect();
-        assert_eq!(found, [(4, "a: 1\n"), (7, "b: |\n  --- no mark\n"), (11, "--- {c: 3}\n")]);
-        assert!(documents("---\n---\n# nothing\n").is_empty());
-    }
-
-    #[test]
-    fn a_bad_document_hides_no_other() {
-        let text = format!("{SERVICE}---\nkind: [\n---\n{}", SERVICE.replace("web", "api"));
-        let (manifest, problems) = parse(&text);
-        assert_eq!(keys(&manifest), ["Service shop/api", "Service shop/web"]);
-        assert!(manifest.unidentified);
-        assert_eq!(problems.len(), 1, "{problems:?}");
-        assert_eq!(manifest.problems[0].document_line, 6);
-        assert!(manifest.problems[0].line >= 6, "{problems:?}");
-    }
-
-    #[test]
-    fn problems_name_file_line_resource_field_and_reason() {
-        let text = format!(
-            "# comment\n---\n{}",
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  selectr:\n    app: web\n  ports:\n    - port: 0\n"
-        );
-        let (manifest, problems) = parse(&text);
-        assert_eq!(
-            problems,
-            [
-                "shop.yaml:8: Service default/web: spec.selectr: is not a field of this kind and has no effect: is it misspelt? (warning)",
-                "shop.yaml:11: Service default/web: spec.ports[0].port: expected a port between 1 and 65535, found 0",
-            ]
-        );
-        assert!(manifest.resources.is_empty() && !manifest.unidentified);
-        assert_eq!(manifest.refused.len(), 1);
-    }
-
-    #[test]
-    fn types_are_checked_as_kubernetes_does() {
-        let (_, problems) =
-            parse("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 2\n");
-        assert_eq!(
-            problems,
-            [
-                "shop.yaml:6: Pod default/a: metadata.labels.version: invalid type: integer `2`, expected a string"
-            ]
-        );
-        let (manifest, problems) = parse("apiVersion: v1\nkind: Pod\nmetadata:\n  name: 5\n");
-        assert!(manifest.unidentified, "{problems:?}");
-    }
-
-    #[test]
-    fn lists_are_their_items() {
-        let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: B}\n";
-        let (manifest, problems) = parse(text);
-        assert_eq!(keys(&manifest), ["Namespace a"]);
-        assert_eq!(manifest.problems[0].document_line, 7, "{problems:?}");
-        assert_eq!(manifest.problems[0].line, 9, "{problems:?}");
-    }
-
-    #[test]
-    fn other_kinds_are_left_alone_and_other_versions_refused() {
-        let (manifest, problems) = parse(
-            "apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: serving.knative.dev/v1\nkind: Service\n",
-        );
-        assert!(problems.is_empty());
-        assert_eq!(manifest.ignored.len(), 2);
-        let (_, problems) = parse(&SERVICE.replace("apiVersion: v1", "apiVersion: v2"));
-        assert_eq!(
-            problems,
-            [
-                "shop.yaml:1: Service shop/web: apiVersion: version \"v2\" of Service is not known; known are v1"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_resource_is_in_a_file_once() {
-        let (manifest, problems) = parse(&format!("{SERVICE}---\n{SERVICE}"));
-        assert_eq!(keys(&manifest), ["Service shop/web"]);
-        assert_eq!(
-            problems,
-            ["shop.yaml:6: Service shop/web: is in this file already, at line 1: this one is not used"]
-        );
-    }
-
-    #[test]
-    fn what_is_no_object_is_refused() {
-        for text in [
-            "just text\n",
-            "- 1\n",
-            "kind: Pod\n",
-            "apiVersion: v1\nkind: 3\n",
-            "apiVersion: v1\nkind: Pod\n",
-        ] {
-            let (manifest, problems) = parse(text);
-            assert!(manifest.unidentified && problems.len() == 1, "{text:?}: {problems:?}");
-        }
-    }
 }

@@ -1,0 +1,87 @@
+//! Objects as the types of their kinds, with the unknown fields and the place of a mistake.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use serde::de::DeserializeOwned;
+
+use crate::model::findings::{FieldPath, Finding, Findings, Segment};
+use crate::model::{
+    EndpointSlice, Kind, Namespace, Node, Pod, Resource, Service, ServiceEntry, ServiceEntryObject,
+    WorkloadEntry, WorkloadEntryObject,
+};
+use crate::source::files::tree;
+
+/// Reads an object as its kind. No resource comes with at least one refusal.
+pub(super) fn read(kind: Kind, tree: &tree::Node) -> (Option<Resource>, Vec<Finding>) {
+    match kind {
+        Kind::Namespace => read_as(tree, |object: core::Namespace, findings| {
+            Resource::Namespace(Arc::new(Namespace::read(object, findings)))
+        }),
+        Kind::Node => read_as(tree, |object: core::Node, findings| {
+            Resource::Node(Arc::new(Node::read(object, findings)))
+        }),
+        Kind::Pod => {
+            read_as(tree, |object: core::Pod, findings| Resource::Pod(Arc::new(Pod::read(object, findings))))
+        }
+        Kind::Service => read_as(tree, |object: core::Service, findings| {
+            Resource::Service(Arc::new(Service::read(object, findings)))
+        }),
+        Kind::EndpointSlice => read_as(tree, |object: discovery::EndpointSlice, findings| {
+            Resource::EndpointSlice(Arc::new(EndpointSlice::read(object, findings)))
+        }),
+        Kind::ServiceEntry => read_as(tree, |object: ServiceEntryObject, findings| {
+            Resource::ServiceEntry(Arc::new(ServiceEntry::read(object, findings)))
+        }),
+        Kind::WorkloadEntry => read_as(tree, |object: WorkloadEntryObject, findings| {
+            Resource::WorkloadEntry(Arc::new(WorkloadEntry::read(object, findings)))
+        }),
+    }
+}
+
+fn read_as<T: DeserializeOwned>(
+    tree: &tree::Node,
+    read: impl FnOnce(T, &mut Findings) -> Resource,
+) -> (Option<Resource>, Vec<Finding>) {
+    let mut findings = Findings::default();
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let json = tree.value.to_json();
+    let deserializer = serde_path_to_error::Deserializer::new(json, &mut track);
+    let object: Result<T, _> =
+        serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
+    for field in unknown {
+        findings.warn(field, "is not a field of this kind and has no effect: is it misspelt?");
+    }
+    let resource = match object {
+        Ok(object) => Some(read(object, &mut findings)),
+        Err(error) => {
+            findings.refuse(error_path(&track.path()), error.to_string());
+            None
+        }
+    };
+    let resource = resource.filter(|_| !findings.refused());
+    (resource, findings.into_vec())
+}
+
+fn unknown_path(path: &serde_ignored::Path<'_>) -> FieldPath {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => FieldPath::default(),
+        Path::Seq { parent, index } => unknown_path(parent).then(*index),
+        Path::Map { parent, key } => unknown_path(parent).then(key),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            unknown_path(parent)
+        }
+    }
+}
+
+fn error_path(path: &serde_path_to_error::Path) -> FieldPath {
+    path.iter()
+        .filter_map(|segment| match segment {
+            serde_path_to_error::Segment::Seq { index } => Some(Segment::Index(*index)),
+            serde_path_to_error::Segment::Map { key } => Some(Segment::from(key)),
+            serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
+        })
+        .collect()
+}
