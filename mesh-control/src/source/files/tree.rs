@@ -54,10 +54,7 @@ impl Node {
     /// Parses one document. `None` when it is empty.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, SyntaxError> {
         let node: Self =
-            serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError {
-                line: error.location().map(|location| location.line()).filter(|line| *line > 0),
-                reason: first_line(&error.render()),
-            })?;
+            serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError::of(&error))?;
         Ok((node.value != Value::Scalar(serde_json::Value::Null)).then_some(node))
     }
 
@@ -128,9 +125,19 @@ fn options() -> Options {
     }
 }
 
-/// The parser's messages may draw the source below the reason.
-fn first_line(message: &str) -> String {
-    message.lines().next().unwrap_or("not a YAML document").trim().to_owned()
+impl SyntaxError {
+    fn of(error: &serde_saphyr::Error) -> Self {
+        let message = error.render();
+        // The message may draw the source below the reason.
+        let mut reason = message.lines().next().unwrap_or("not a YAML document").trim().to_owned();
+        let location = error.location().filter(|location| location.line() > 0);
+        if let Some(location) = &location {
+            // Counted from the start of the document, which would mislead in a file of several.
+            let place = format!(" at line {}, column {}", location.line(), location.column());
+            reason = reason.replace(&place, "");
+        }
+        Self { line: location.map(|location| location.line()), reason }
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -260,6 +267,7 @@ mod tests {
             let error = Node::parse(text).unwrap_err();
             assert!(error.line.is_some(), "{text:?}: {error:?}");
             assert!(!error.reason.contains('\n') && !error.reason.is_empty(), "{error:?}");
+            assert!(!error.reason.contains(" line "), "{error:?}");
         }
     }
 
