@@ -153,10 +153,10 @@ pub(crate) fn shown(command: &Command) -> String {
 fn log_path(workspace: &Workspace, label: &str) -> Result<PathBuf> {
     let folder = workspace.target().join("xtask");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let name: String = label
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
-        .collect();
+    // What is in brackets is for whoever waits.
+    let words = label.split(" (").next().unwrap_or(label);
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' };
+    let name: String = words.chars().map(plain).collect();
     Ok(folder.join(name).with_extension("log"))
 }
 
