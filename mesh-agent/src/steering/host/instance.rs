@@ -100,7 +100,7 @@ fn lock_file(path: &Path) -> Result<File, HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steering::host::testing::in_namespace;
+    use crate::steering::host::testing::{acquire_released, in_namespace};
 
     #[test]
     fn a_second_agent_is_refused_and_told_who_runs() {
@@ -123,7 +123,7 @@ mod tests {
             );
 
             drop(held);
-            InstanceLock::acquire(one.path()).unwrap().discard().unwrap();
+            acquire_released(one.path()).discard().unwrap();
             assert_eq!(fs::read_dir(one.path()).unwrap().count(), 0);
         });
     }

@@ -1,12 +1,16 @@
 //! Network namespaces of their own for tests.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
+
+use super::HostError;
+use super::instance::InstanceLock;
 
 /// Runs `test` on a thread in a new network namespace with loopback up. The namespace goes with the thread.
 pub(crate) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
@@ -74,4 +78,15 @@ pub(crate) fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Takes the instance lock that this process has just released. A child that another test is starting has the
+/// descriptors too, until it executes.
+pub(crate) fn acquire_released(run_dir: &Path) -> InstanceLock {
+    loop {
+        match InstanceLock::acquire(run_dir) {
+            Err(HostError::AlreadyRunning { .. }) => thread::yield_now(),
+            taken => return taken.unwrap(),
+        }
+    }
 }
