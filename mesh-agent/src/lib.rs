@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the map of the house and the life of a connection.
 
 pub mod admin;
+pub mod agent;
 pub mod config;
 pub mod enrolment;
 pub mod meshctl;

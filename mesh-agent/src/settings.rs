@@ -196,13 +196,13 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_WORKERS")]
     pub workers: Option<NonZeroUsize>,
 
-    /// Connections open at the same time, all pods together.
-    #[arg(long, env = "MESH_MAX_CONNECTIONS", default_value = "100000")]
-    pub max_connections: NonZeroUsize,
+    /// Connections open at the same time, all pods together; by default as many as the limit of open files allows.
+    #[arg(long, env = "MESH_MAX_CONNECTIONS")]
+    pub max_connections: Option<NonZeroUsize>,
 
-    /// Connections open at the same time, per pod.
-    #[arg(long, env = "MESH_MAX_CONNECTIONS_PER_POD", default_value = "20000")]
-    pub max_connections_per_pod: NonZeroUsize,
+    /// Connections open at the same time, per pod; by default half of all.
+    #[arg(long, env = "MESH_MAX_CONNECTIONS_PER_POD")]
+    pub max_connections_per_pod: Option<NonZeroUsize>,
 
     /// Time to reach an endpoint, all attempts together.
     #[arg(long, env = "MESH_CONNECT_TIMEOUT", value_parser = duration, default_value = "5s")]
@@ -219,6 +219,18 @@ pub struct RunArgs {
     /// Keep steering state and routes when the agent stops, for a successor that takes over at once (an upgrade).
     #[arg(long, env = "MESH_KEEP_STATE_ON_EXIT")]
     pub keep_state_on_exit: bool,
+}
+
+/// Options of `mesh-agent detach`.
+#[derive(Debug, Clone, Args)]
+pub struct DetachArgs {
+    /// Where the agent left its traces.
+    #[command(flatten)]
+    pub node: NodeArgs,
+
+    /// Even if an agent runs. It goes on without steering anything.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What is wrong with the settings, all of it.
@@ -287,11 +299,10 @@ impl RunArgs {
                 problems.push(format!("{flag} {}: {error}", path.display()));
             }
         }
-        if self.max_connections_per_pod > self.max_connections {
-            problems.push(format!(
-                "--max-connections-per-pod {} is more than --max-connections {}",
-                self.max_connections_per_pod, self.max_connections
-            ));
+        if let (Some(pod), Some(all)) = (self.max_connections_per_pod, self.max_connections)
+            && pod > all
+        {
+            problems.push(format!("--max-connections-per-pod {pod} is more than --max-connections {all}"));
         }
         for (flag, time) in
             [("--connect-timeout", self.connect_timeout), ("--idle-timeout", self.idle_timeout)]

@@ -31,7 +31,7 @@ impl Listener {
     }
 
     /// The worker that accepts from it.
-    pub(super) fn worker(&self) -> usize {
+    pub fn worker(&self) -> usize {
         self.index / FAMILIES
     }
 

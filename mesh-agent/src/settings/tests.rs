@@ -33,6 +33,7 @@ fn all_problems_are_told_at_once() {
         "--agent-mark=0x100",
         "--route-table=254",
         "--max-connections=10",
+        "--max-connections-per-pod=20",
         "--connect-timeout=0s",
         "--control-token-file=/does/not/exist",
     ])
@@ -44,7 +45,7 @@ fn all_problems_are_told_at_once() {
         "--capture-mark 0x100: has bits outside --mark-mask 0x3000",
         "--capture-mark and --agent-mark are both 0x100",
         "--route-table 254: belongs to the kernel",
-        "--max-connections-per-pod 20000 is more than --max-connections 10",
+        "--max-connections-per-pod 20 is more than --max-connections 10",
         "--connect-timeout 0s: must be longer",
         "--control-token-file /does/not/exist",
     ] {

@@ -23,7 +23,7 @@ const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPo
 const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
 const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
 /// Ours: what happens to new connections of the pod while no agent runs on its node, `open` or `closed`.
-const FAILURE_MODE: &str = "mesh.io/failure-mode";
+const FAILURE_MODE: &str = "mesh-agent/failure-mode";
 
 /// Whether the labels of a pod or namespace enrol it in the mesh or keep it out; `None` if they do not say.
 pub(super) fn enrolled(labels: &Labels, place: &FieldPath, findings: &mut Findings) -> Option<bool> {
@@ -171,7 +171,7 @@ mod tests {
             problems,
             [
                 "metadata.annotations[\"traffic.sidecar.istio.io/excludeInboundPorts\"]: expected a port between 1 and 65535, found \"80x\"",
-                "metadata.annotations[\"mesh.io/failure-mode\"]: expected \"open\" or \"closed\", found \"maybe\"",
+                "metadata.annotations[\"mesh-agent/failure-mode\"]: expected \"open\" or \"closed\", found \"maybe\"",
             ]
         );
     }

@@ -1,0 +1,347 @@
+//! The agent: what it consists of, in which order it starts, and how it ends.
+//!
+//! Pods are steered only when everything behind that is there: the configuration (from the control server, or the
+//! last good one), the published pods and the listeners. Until then, and from the moment it is told to stop, new
+//! connections pass the agent by or are dropped, as each pod's failure mode says.
+
+mod inspect;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use mesh_xds::client::PrepareSocket;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::SockRef;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, AdminSocket, AdminState, AgentFacts};
+use crate::config::client::ConfigClient;
+use crate::enrolment::control::{self, ControlSource};
+use crate::enrolment::device::NetlinkDevices;
+use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
+use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
+use crate::pods::{LocalPod, LocalPods};
+use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
+use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs};
+use crate::steering::host::capabilities::{self, Loader};
+use crate::steering::host::instance::InstanceLock;
+use crate::steering::host::{self, HostSettings, HostState, kernel};
+use crate::steering::{CoreListeners, DeviceWatch, Steering, SteeringError, SteeringSettings};
+use crate::telemetry::logging::{self, LogControl};
+use crate::telemetry::{self, AccessLogOptions, AccessLogTarget, Telemetry, TelemetryOptions};
+
+/// Threads for everything but traffic. Two, so that one long task does not hold up the others.
+const CONTROL_THREADS: usize = 2;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// When the settings cannot work, the node cannot run an agent, or runs one already. Nothing has been changed then.
+pub fn run(settings: RunArgs) -> Result<()> {
+    settings.validate()?;
+    let log_format = match settings.log_format {
+        LogFormat::Text => logging::LogFormat::Text,
+        LogFormat::Json => logging::LogFormat::Json,
+    };
+    let log = Arc::new(logging::init(&settings.log_level, log_format)?);
+    raise_descriptor_limit();
+    // Before there is a second thread: capabilities are a thread's own.
+    let loader = capabilities::restrict_process()?;
+    control_runtime()?.block_on(serve(settings, log, loader))
+}
+
+/// Removes every trace of an agent from the node.
+///
+/// # Errors
+/// When an agent runs, unless forced, or something cannot be removed.
+pub fn detach(settings: &DetachArgs) -> Result<()> {
+    settings.node.validate()?;
+    let pins = SteeringSettings::from(&settings.node).directory;
+    let unload = || -> Result<_> { Ok(crate::steering::detach(&pins)?) };
+    let host = HostSettings::from_args(&settings.node);
+    let traces = control_runtime()?.block_on(host::detach::detach(&host, settings.force, unload))?;
+    if traces.is_empty() {
+        println!("nothing to remove");
+    }
+    for trace in traces {
+        println!("removed: {trace}");
+    }
+    Ok(())
+}
+
+fn control_runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")
+}
+
+/// A connection takes two descriptors; the soft limit of a login shell is often 1,024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Result<()> {
+    // What the node must offer; nothing is changed before.
+    let host = HostSettings::from_args(&settings.node);
+    let _instance = InstanceLock::acquire(&settings.node.run_dir)?;
+    kernel::require(&kernel::check(&host, &settings.node.bpffs).await)?;
+    create_directory(&settings.node.state_dir)?;
+
+    let pins = SteeringSettings::from(&settings.node).directory;
+    let first_here = !pins.exists();
+    let outcome = steer(settings, log, loader, host.clone()).await;
+    if outcome.is_err() && first_here {
+        // An agent that was here before has left the node as it wants it; a failed first one leaves nothing.
+        let unload = || -> Result<_> { Ok(crate::steering::detach(&pins)?) };
+        if let Err(error) = host::detach::detach(&host, true, unload).await {
+            warn!(%error, "`mesh-agent detach` removes what is left");
+        }
+    }
+    outcome
+}
+
+async fn steer(
+    settings: RunArgs,
+    log: Arc<LogControl>,
+    loader: Loader,
+    host_settings: HostSettings,
+) -> Result<()> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+
+    // The mesh as it was last known.
+    let client = ConfigClient::new(&settings, agent_mark(&settings))?;
+    let (snapshot, config) = (client.snapshot(), client.state());
+    let mut config_ready = config.clone();
+    let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
+
+    // The data plane, without connections yet.
+    let proxy_settings = proxy_settings(&settings);
+    let telemetry = Telemetry::new(proxy_settings.workers.get(), &telemetry_options(&settings))?;
+    let inputs = ProxyInputs {
+        snapshot: Arc::clone(&snapshot),
+        pods: Arc::clone(&pods),
+        observer: Arc::clone(&telemetry) as _,
+    };
+    let workers = proxy_settings.workers.get();
+    let proxy = Proxy::start(proxy_settings, inputs)?;
+
+    // The node and its kernel, without listeners yet.
+    let host = HostState::install(&host_settings).await?;
+    let steering_settings = SteeringSettings::from(&settings.node);
+    let steering = loader.run({
+        let settings = steering_settings.clone();
+        move || Steering::load_or_adopt(&settings)
+    })??;
+    let reconciler = Reconciler::new(KernelPods(steering.clone()), Arc::clone(&pods));
+    let mut statuses = reconciler.statuses();
+    let devices = DeviceWatch::start(steering.clone()).await?;
+
+    // Those who ask.
+    let listening = Arc::new(AtomicUsize::new(0));
+    let state = Arc::new(AdminState {
+        facts: AgentFacts { node: settings.node.node_name.clone(), workers, started },
+        mesh: Arc::clone(&snapshot),
+        pods: Arc::clone(&pods),
+        telemetry: Arc::clone(&telemetry),
+        log,
+        steering: Arc::new(inspect::Kernel::new(
+            steering.clone(),
+            &steering_settings,
+            Arc::clone(&listening),
+        )),
+        config: Arc::new(inspect::Config::new(config, settings.control_servers.clone())),
+        host: Arc::new(inspect::Node::new(host_settings, settings.node.bpffs.clone())),
+        enrolment: Arc::new(inspect::Pods::new(statuses.clone())),
+    });
+    let http = TcpListener::bind(settings.http_address)
+        .await
+        .with_context(|| format!("--http-address {}", settings.http_address))?;
+    let socket = AdminSocket::bind(&settings.admin_socket())?;
+    tasks.spawn(until_failure("metrics", admin::serve_http(http, Arc::clone(&state), stopped(&stop))));
+    tasks.spawn(until_failure("admin socket", admin::serve_socket(socket, state, stopped(&stop))));
+
+    // Those who keep it all up to date.
+    let source = pod_source(&settings, &snapshot, statuses.clone()).await?;
+    let (desired, desired_pods) = watch::channel(DesiredPods::default());
+    let located = NetlinkDevices::open().context("cannot watch the devices of pods")?;
+    let follow_pods = async move {
+        tokio::join!(source.run(desired), reconciler.run(desired_pods, located));
+    };
+    tasks.spawn(stop.clone().run_until_cancelled_owned(follow_pods));
+    tasks.spawn(devices.run(stop.clone()));
+    tasks.spawn(client.run(stopped(&stop)));
+    tasks.close();
+
+    // From here on connections are taken.
+    let ready = async {
+        config_ready.wait_for(|state| state.is_ready()).await.context("the configuration client ended")?;
+        statuses.changed().await.context("enrolment ended")?;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        result = ready => {
+            result?;
+            steering.set_listeners(&core_listeners(proxy.listeners(), workers))?;
+            listening.store(proxy.listeners().len(), Ordering::Relaxed);
+            info!(elapsed = ?started.elapsed(), "ready");
+            signals.stop().await;
+        }
+        () = signals.stop() => {}
+    }
+
+    info!(drain_time = ?settings.drain_time, "stopping");
+    steering.set_listeners(&[])?;
+    listening.store(0, Ordering::Relaxed);
+    tokio::select! {
+        drained = proxy.drain(settings.drain_time) => info!(cut = drained.cut, "drained"),
+        () = signals.stop() => warn!("told to stop again: connections are cut"),
+    }
+    if !settings.keep_state_on_exit {
+        // The programs first: a packet that is marked must find the routes.
+        crate::steering::detach(&steering_settings.directory)?;
+        host.remove().await?;
+    }
+    stop.cancel();
+    tasks.wait().await;
+    telemetry.flush(std::time::Duration::from_secs(1));
+    Ok(())
+}
+
+/// The agent's connections to the control server must not be steered.
+fn agent_mark(settings: &RunArgs) -> PrepareSocket {
+    let mark = settings.node.agent_mark.get();
+    Arc::new(move |socket| SockRef::from(socket).set_mark(mark))
+}
+
+fn proxy_settings(settings: &RunArgs) -> ProxySettings {
+    let marks = Marks { capture: settings.node.capture_mark.get(), agent: settings.node.agent_mark.get() };
+    let defaults = ProxySettings::new(marks);
+    let max_connections =
+        settings.max_connections.map_or(defaults.max_connections, std::num::NonZeroUsize::get);
+    let half = (max_connections / 2).max(1);
+    ProxySettings {
+        workers: settings.workers(),
+        connect_timeout: settings.connect_timeout,
+        attempt_timeout: defaults.attempt_timeout.min(settings.connect_timeout),
+        idle_timeout: settings.idle_timeout,
+        max_connections,
+        max_connections_per_pod: settings.max_connections_per_pod.map_or(half, std::num::NonZeroUsize::get),
+        ..defaults
+    }
+}
+
+fn telemetry_options(settings: &RunArgs) -> TelemetryOptions {
+    let format = match settings.access_log {
+        AccessLogFormat::Off => None,
+        AccessLogFormat::Text => Some(telemetry::AccessLogFormat::Text),
+        AccessLogFormat::Json => Some(telemetry::AccessLogFormat::Json),
+    };
+    let target = settings.access_log_file.clone().map_or(AccessLogTarget::Stdout, AccessLogTarget::File);
+    let access_log = format.map(|format| AccessLogOptions { target, format, ..AccessLogOptions::default() });
+    TelemetryOptions { access_log, ..TelemetryOptions::default() }
+}
+
+async fn pod_source(
+    settings: &RunArgs,
+    snapshot: &Arc<crate::config::SharedSnapshot>,
+    statuses: watch::Receiver<PodStatuses>,
+) -> Result<PodSource> {
+    match settings.pod_source {
+        PodSourceKind::Control => Ok(PodSource::Control(ControlSource::new(Arc::clone(snapshot)))),
+        PodSourceKind::Kubernetes => {
+            let client = kube::Client::try_default()
+                .await
+                .context("--pod-source kubernetes: no access to the Kubernetes API")?;
+            let known = control::pods(&snapshot.load());
+            let place = KubernetesSettings {
+                node: settings.node.node_name.as_str().into(),
+                cluster: settings.cluster_id.as_str().into(),
+                failure_mode: settings.failure_mode.into(),
+            };
+            Ok(PodSource::Kubernetes(Box::new(KubernetesSource::new(client, place, known, statuses))))
+        }
+    }
+}
+
+/// The listeners in the order of the kernel's table.
+fn core_listeners(listeners: &[Listener], workers: usize) -> Vec<CoreListeners<'_>> {
+    let of = |worker: usize, v4: bool| {
+        let mine = |listener: &&Listener| listener.worker() == worker && listener.address().is_ipv4() == v4;
+        listeners.iter().find(mine).map(AsFd::as_fd)
+    };
+    (0..workers).map(|worker| CoreListeners { v4: of(worker, true), v6: of(worker, false) }).collect()
+}
+
+fn create_directory(path: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))
+}
+
+fn stopped(stop: &CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+    stop.clone().cancelled_owned()
+}
+
+/// An endpoint for operators that fails must not take the mesh with it.
+async fn until_failure(what: &'static str, serving: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(what, %error, "no longer served");
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves when the agent is told to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Enrolment's way into the kernel.
+struct KernelPods(Steering);
+
+impl PodSteering for KernelPods {
+    type Error = SteeringError;
+
+    fn apply(&mut self, pod: &LocalPod) -> Result<(), SteeringError> {
+        self.0.enrol(pod)
+    }
+
+    fn withdraw(&mut self, pod: &LocalPod) -> Result<(), SteeringError> {
+        self.0.withdraw(&pod.uid)
+    }
+
+    fn retain(&mut self, pods: &LocalPods) -> Result<(), SteeringError> {
+        self.0.reconcile(pods.iter().map(Arc::as_ref))
+    }
+}

@@ -1,0 +1,16 @@
+//! The mesh end to end: real agents, a real control server, real eBPF, in network namespaces.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "test code"
+)]
+
+mod availability;
+mod capture;
+mod enrolment;
+mod leaks;
+mod node;
+mod world;
