@@ -1,7 +1,7 @@
 //! From resources to what agents are told: the `Address` resources of the workload protocol.
 //!
-//! Every input that becomes an output is an [`Item`]. A change marks the items that look at what changed
-//! ([`inputs::Inputs`] knows who looks at what), each marked item is translated anew by a function of the inputs
+//! Every input that becomes an output is an `Item`. A change marks the items that look at what changed
+//! (`inputs::Inputs` knows who looks at what), each marked item is translated anew by a function of the inputs
 //! alone, and only what came out different goes on. The result is therefore the same whichever way the inputs came
 //! to be what they are, which the tests check with random changes.
 
