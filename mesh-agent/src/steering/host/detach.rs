@@ -7,8 +7,10 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::instance::InstanceLock;
@@ -18,6 +20,9 @@ use super::{HostError, HostSettings, routes, untrack};
 
 #[cfg(test)]
 mod tests;
+
+/// How long to wait for the end of an agent that holds the lock.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Something that was removed or put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,7 +63,7 @@ pub async fn detach<E: From<HostError>>(
 ) -> Result<Vec<Trace>, E> {
     let run_dir = &settings.run_dir;
     let run_dir_was_there = run_dir.exists();
-    let lock = match InstanceLock::acquire(run_dir) {
+    let lock = match acquire(run_dir).await {
         Ok(lock) => Some(lock),
         Err(error @ HostError::AlreadyRunning { .. }) if force => {
             warn!(%error, "detaching nevertheless");
@@ -95,6 +100,19 @@ pub async fn detach<E: From<HostError>>(
         traces.push(Trace::File(run_dir.clone()));
     }
     Ok(traces)
+}
+
+/// Waits a moment for an agent that has only just been told to stop.
+async fn acquire(run_dir: &Path) -> Result<InstanceLock, HostError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match InstanceLock::acquire(run_dir) {
+            Err(HostError::AlreadyRunning { .. }) if Instant::now() < deadline => {
+                sleep(PATIENCE / 50).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The run directory may hold files of others, such as the admin socket of an agent that is being forced out.

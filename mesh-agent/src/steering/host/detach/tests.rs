@@ -1,5 +1,5 @@
 use super::*;
-use crate::steering::host::testing::{acquire_released, in_namespace_async, shell};
+use crate::steering::host::testing::{in_namespace_async, shell};
 use crate::steering::host::{HostState, Mark};
 
 fn state() -> String {
@@ -31,7 +31,6 @@ fn a_crashed_agent_leaves_nothing_after_detach() {
         // The crash: locks go with the process, everything else stays.
         drop(lock);
         drop(installed);
-        drop(acquire_released(&run_dir));
         let traces = detach(&settings, false, || Ok::<_, HostError>(vec!["/pin".into()])).await.unwrap();
         assert_eq!(state(), before);
         assert!(!run_dir.exists());
