@@ -21,7 +21,7 @@ use super::SteeringError;
 use super::devices::{Devices, Link};
 use super::members::Members;
 use super::pins::{self, Pins};
-use super::programs::{PICK_LISTENER, Programs, STEER};
+use super::programs::{Information, PICK_LISTENER, Programs, STEER};
 
 /// How `steer` is attached to devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -186,7 +186,7 @@ impl Attachments {
     fn attach_tcx(&mut self, link: &Link) -> Result<(), TcxError> {
         let pin = self.pins.steer(link.index);
         let program = self.programs.steer()?;
-        if adopt(program, &pin, &link.name) {
+        if adopt(program, &pin, link.index) {
             return Ok(());
         }
         // What is pinned there belongs to a device that is gone.
@@ -221,20 +221,16 @@ fn not_pinned(pin: &Path, error: &(dyn std::error::Error + 'static)) -> Steering
 }
 
 /// Replaces the program in the pinned link of an agent before, if there is one and it is this device's.
-fn adopt(program: &mut SchedClassifier, pin: &Path, device: &str) -> bool {
+fn adopt(program: &mut SchedClassifier, pin: &Path, device: u32) -> bool {
     let Ok(pinned) = PinnedLink::from_pin(pin) else { return false };
-    let replaced = SchedClassifierLink::try_from(FdLink::from(pinned)).is_ok_and(|link| {
-        // The pin keeps the link; the descriptor is not needed.
-        program.attach_to_link(link).and_then(|id| program.take_link(id)).is_ok()
-    });
-    replaced && runs_on(program, device)
-}
-
-/// Whether the program is attached to this device, and not only to one that once had its number.
-fn runs_on(program: &SchedClassifier, device: &str) -> bool {
-    let Ok(ours) = program.info() else { return false };
-    SchedClassifier::query_tcx(device, TcAttachType::Ingress)
-        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == ours.id()))
+    let link = FdLink::from(pinned);
+    // The number may have been another device's, whose link is still pinned and attached to nothing.
+    let attached_to = link.info().ok().and_then(|info| Information::of_link(info.id())?.number("ifindex"));
+    attached_to == Some(device.into())
+        && SchedClassifierLink::try_from(link).is_ok_and(|link| {
+            // The pin keeps the link; the descriptor is not needed.
+            program.attach_to_link(link).and_then(|id| program.take_link(id)).is_ok()
+        })
 }
 
 /// `EINVAL`: the kernel knows no such attach type.

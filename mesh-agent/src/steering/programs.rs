@@ -128,6 +128,14 @@ impl Information {
         fs::read_to_string(&path).map(Self).map_err(|source| SteeringError::Information { path, source })
     }
 
+    /// Of the link with this id, which this process has open. The kernel would also tell by system call, but only
+    /// who has CAP_SYS_ADMIN; and aya keeps the descriptor to itself.
+    pub(super) fn of_link(id: u32) -> Option<Self> {
+        let own = fs::read_dir("/proc/self/fdinfo").ok()?;
+        own.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok().map(Self))
+            .find(|information| information.number("link_id") == Some(id.into()))
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(line.trim())
