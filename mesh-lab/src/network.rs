@@ -117,6 +117,7 @@ pub(crate) fn connect_node(
             let gateways = node.pod_cidrs.gateways();
             for (gateway, range) in gateways.iter().zip(node.pod_cidrs.iter()) {
                 netlink.add_address(POD_BRIDGE, gateway, range.prefix_len()).await?;
+                add_link_local(&netlink, POD_BRIDGE, gateway).await?;
             }
         }
         Ok(())
@@ -181,8 +182,19 @@ async fn connect_uplink(netlink: &Netlink, addresses: &Addresses) -> Result<(), 
     netlink.up(UPLINK).await?;
     for address in addresses.iter() {
         netlink.add_address(UPLINK, address, UPLINK_PREFIX.of(address)).await?;
+        add_link_local(netlink, UPLINK, address).await?;
     }
     Ok(())
+}
+
+/// Gives a device that forwards a link-local address with the last half of its own. The kernel makes one by itself, but
+/// only when it has noticed the carrier, up to a second later, and until then it cannot ask for the neighbours of what
+/// it forwards: their solicitations need a link-local source.
+async fn add_link_local(netlink: &Netlink, device: &str, own: IpAddr) -> Result<(), NetlinkError> {
+    let IpAddr::V6(own) = own else { return Ok(()) };
+    let [_, _, _, _, a, b, c, d] = own.segments();
+    let address = Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d);
+    netlink.add_address(device, address.into(), 64).await
 }
 
 /// The ranges of all nodes but this one, each by way of its node.

@@ -201,7 +201,11 @@ pub fn decide(
             outcome: Err(Refusal::DialledDirectly),
         };
     }
-    if let Some(pod) = pods.enrolled_by_address(client.ip()) {
+    // As in the kernel: what the client's own rules let pass was steered for its destination.
+    let opener = pods
+        .enrolled_by_address(client.ip())
+        .filter(|pod| pod.redirection.outbound(destination.ip(), destination.port()).captured);
+    if let Some(pod) = opener {
         decide_outbound(snapshot, pods, pod, client, destination)
     } else if let Some(pod) = pods.enrolled_by_address(destination.ip()) {
         decide_inbound(snapshot, pod, client, destination)

@@ -169,8 +169,8 @@ fn an_agent_that_is_told_to_stop_drains() {
     let stream = world.connect("client-r", service());
     who(&stream).unwrap();
     world.mesh.agent("routed").unwrap().signal(nix::sys::signal::Signal::SIGTERM).unwrap();
-    // New connections go direct from now on; the service's address is the mesh's own, so a pod's is asked.
-    let direct = world.address("web-b", service().ip());
+    // New connections go direct from now on: a server outside sees the client's own port.
+    let direct = world.address("outside", service().ip());
     eventually("new connections are not steered any more", || {
         let stream = world.connect("client-r", direct);
         let own = stream.local_addr().unwrap();

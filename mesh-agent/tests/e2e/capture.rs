@@ -245,7 +245,7 @@ fn a_spoofed_source_is_dropped() {
             .unwrap();
         assert!(added.status.success(), "{}", added.stderr);
         let node = if client == "client-r" { "routed" } else { "bridged" };
-        let before = world.counted(node, "spoofed");
+        let before = world.counted(node, "drop_spoofed");
         let to = world.address(server, victim_address);
         let attempt = client_machine
             .namespace()
@@ -256,7 +256,7 @@ fn a_spoofed_source_is_dropped() {
             })
             .unwrap();
         assert_eq!(attempt.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
-        assert!(world.counted(node, "spoofed") > before);
+        assert!(world.counted(node, "drop_spoofed") > before);
         // The pod itself goes on.
         assert_eq!(world.ask(client, world.address(server, victim_address)).pod, server);
     }

@@ -25,7 +25,7 @@ fn enrol(world: &World, enrolled: bool) {
 fn enrolled_pods(mesh: &Mesh, node: &str) -> usize {
     let pods = mesh.meshctl(node, &["pods"]).unwrap();
     let pods = pods.as_array().or_else(|| pods["pods"].as_array()).expect("a list of pods");
-    pods.iter().filter(|pod| pod["enrolled"] == true).count()
+    pods.iter().filter(|pod| pod["state"] == "enrolled").count()
 }
 
 #[test]
