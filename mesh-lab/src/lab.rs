@@ -161,7 +161,7 @@ impl Lab {
         state::remove(self.name())
     }
 
-    /// Leaves the lab when this handle and this process are gone; [`remove`] or `mesh-lab down` ends it.
+    /// Leaves the lab when this handle and this process are gone; [`state::remove`] or `mesh-lab down` ends it.
     ///
     /// # Errors
     /// When that cannot be recorded.
