@@ -10,7 +10,7 @@ mod show;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mesh_lab::{Lab, LabError, Mesh, Topology, state};
 
 use servers::Servers;
@@ -57,8 +57,12 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<()> {
     Ok(())
 }
 
-/// Removes the lab of an earlier demo; says whether there was one.
+/// Removes the lab of an earlier demo, kept or crashed; says whether there was one.
 fn remove_previous() -> Result<bool> {
+    let owner = state::load(NAME).ok().and_then(|record| record.owner);
+    if let Some(owner) = owner.filter(|owner| owner.alive()) {
+        bail!("the demo runs already, as process {}", owner.pid);
+    }
     match state::remove(NAME) {
         Ok(()) => Ok(true),
         Err(LabError::Unknown { .. }) => Ok(false),

@@ -13,4 +13,5 @@ mod capture;
 mod enrolment;
 mod leaks;
 mod node;
+mod observability;
 mod world;
