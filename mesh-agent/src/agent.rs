@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminSocket, AdminState, AgentFacts};
-use crate::config::client::ConfigClient;
+use crate::config::client::{ConfigClient, ConfigState};
 use crate::enrolment::control::{self, ControlSource};
 use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
@@ -106,7 +106,7 @@ async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Resul
 
     let pins = SteeringSettings::from(&settings.node).directory;
     let first_here = !pins.exists();
-    let outcome = steer(settings, log, loader, host.clone()).await;
+    let outcome = serve_pods(settings, log, loader, host.clone()).await;
     if outcome.is_err() && first_here {
         // An agent that was here before has left the node as it wants it; a failed first one leaves nothing.
         let unload = || -> Result<_> { Ok(crate::steering::detach(&pins)?) };
@@ -117,7 +117,7 @@ async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Resul
     outcome
 }
 
-async fn steer(
+async fn serve_pods(
     settings: RunArgs,
     log: Arc<LogControl>,
     loader: Loader,
@@ -131,7 +131,7 @@ async fn steer(
     // The mesh as it was last known.
     let client = ConfigClient::new(&settings, agent_mark(&settings))?;
     let (snapshot, config) = (client.snapshot(), client.state());
-    let mut config_ready = config.clone();
+    let config_ready = config.clone();
     let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
 
     // The data plane, without connections yet.
@@ -153,7 +153,7 @@ async fn steer(
         move || Steering::load_or_adopt(&settings)
     })??;
     let reconciler = Reconciler::new(KernelPods(steering.clone()), Arc::clone(&pods));
-    let mut statuses = reconciler.statuses();
+    let statuses = reconciler.statuses();
     let devices = DeviceWatch::start(steering.clone()).await?;
 
     // Those who ask.
@@ -183,6 +183,7 @@ async fn steer(
     // Those who keep it all up to date.
     let source = pod_source(&settings, &snapshot, statuses.clone()).await?;
     let (desired, desired_pods) = watch::channel(DesiredPods::default());
+    let named = desired_pods.clone();
     let located = NetlinkDevices::open().context("cannot watch the devices of pods")?;
     let follow_pods = async move {
         tokio::join!(source.run(desired), reconciler.run(desired_pods, located));
@@ -193,13 +194,8 @@ async fn steer(
     tasks.close();
 
     // From here on connections are taken.
-    let ready = async {
-        config_ready.wait_for(|state| state.is_ready()).await.context("the configuration client ended")?;
-        statuses.changed().await.context("enrolment ended")?;
-        anyhow::Ok(())
-    };
     tokio::select! {
-        result = ready => {
+        result = everything_is_there(config_ready, named, statuses) => {
             result?;
             steering.set_listeners(&core_listeners(proxy.listeners(), workers))?;
             listening.store(proxy.listeners().len(), Ordering::Relaxed);
@@ -224,6 +220,21 @@ async fn steer(
     stop.cancel();
     tasks.wait().await;
     telemetry.flush(std::time::Duration::from_secs(1));
+    Ok(())
+}
+
+/// Resolves once there is a configuration to serve from, and every pod that the source names is published.
+async fn everything_is_there(
+    mut config: watch::Receiver<ConfigState>,
+    mut named: watch::Receiver<DesiredPods>,
+    mut statuses: watch::Receiver<PodStatuses>,
+) -> Result<()> {
+    config.wait_for(ConfigState::is_ready).await.context("the configuration client ended")?;
+    let spoken = |desired: &DesiredPods| desired.complete || !desired.pods.is_empty();
+    named.wait_for(spoken).await.context("the pod source ended")?;
+    let published =
+        |statuses: &PodStatuses| named.borrow().pods.iter().all(|pod| statuses.contains_key(&pod.uid));
+    statuses.wait_for(published).await.context("enrolment ended")?;
     Ok(())
 }
 
