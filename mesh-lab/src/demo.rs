@@ -102,19 +102,24 @@ impl Stage {
     fn keep(self) -> Result<()> {
         let Self { mut show, servers, mesh, .. } = self;
         servers.keep();
-        let control =
-            |node: &str| format!("mesh-lab exec {NAME} {node} -- {}", mesh.meshctl_command(node).join(" "));
+        let alias = |node: &str| {
+            let socket = mesh.run_directory(node).join("admin.sock");
+            format!("alias {node}='mesh-lab exec {NAME} {node} -- meshctl --socket {}'", socket.display())
+        };
         let lab = mesh.programs().path("mesh-lab");
         show.commands(
             "It goes on running. To look around:",
             &lab,
             &[
-                control("node1"),
-                format!("{} status", control("node1")),
-                format!("{} connections", control("node2")),
-                format!("{} explain shop/client web.shop:80", control("node1")),
-                format!("{} bpf", control("node1")),
+                alias("node1"),
+                alias("node2"),
+                "node1 status".to_owned(),
+                "node1 check".to_owned(),
+                "node1 explain shop/client web.shop:80".to_owned(),
+                "node2 bpf".to_owned(),
                 format!("mesh-lab exec {NAME} client -- curl -s http://10.96.0.10/"),
+                format!("mesh-lab exec {NAME} client -- mesh-lab traffic http http://10.96.0.10/ --rate 100 --duration 30 &"),
+                "node2 connections --follow".to_owned(),
                 format!("$EDITOR {}", mesh.manifests_directory().join("20-web.yaml").display()),
             ],
         );
