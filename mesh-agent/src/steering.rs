@@ -168,6 +168,14 @@ impl Steering {
         counters::read(&self.lock().maps)
     }
 
+    /// How many entries each map has; of the maps that grow with pods, devices and rules.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn map_entries(&self) -> Result<Vec<(&'static str, usize)>, SteeringError> {
+        self.lock().maps.entries()
+    }
+
     /// The devices the programs are attached to, and those where that failed.
     pub fn attachments(&self) -> Vec<Attachment> {
         let State { members, devices, attachments, .. } = &*self.lock();

@@ -1,6 +1,6 @@
 //! What the admin API shows of the parts that do not know it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +46,7 @@ impl SteeringInspector for Kernel {
     fn report(&self) -> Result<SteeringReport, String> {
         let said = |error: crate::steering::SteeringError| error.to_string();
         let programs = self.steering.programs().map_err(said)?;
+        let maps = self.steering.map_entries().map_err(said)?;
         Ok(SteeringReport {
             pin_path: self.pins.display().to_string(),
             programs: programs
@@ -53,12 +54,15 @@ impl SteeringInspector for Kernel {
                 .map(|program| ProgramInfo {
                     name: program.name.to_owned(),
                     id: program.id,
+                    kind: program.kind.to_owned(),
                     tag: program.tag,
                     memory_bytes: program.memory,
                     verified_instructions: program.verified_instructions,
                     run_count: program.run_count,
                     run_nanoseconds: program.run_time_ns,
-                    ..ProgramInfo::default()
+                    loaded_seconds: program
+                        .loaded_at
+                        .map(|moment| moment.elapsed().unwrap_or_default().as_secs()),
                 })
                 .collect(),
             attachments: self
@@ -76,7 +80,7 @@ impl SteeringInspector for Kernel {
                 .collect(),
             listeners: self.listening.load(Ordering::Relaxed),
             counters: self.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
-            maps: BTreeMap::new(),
+            maps: maps.into_iter().map(|(name, entries)| (name.to_owned(), entries)).collect(),
             stats_enabled: self.statistics.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
         })
     }

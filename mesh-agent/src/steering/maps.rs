@@ -138,6 +138,17 @@ impl Maps {
         ignore_missing(self.cidr_rules.remove(&key(range))).map_err(SteeringError::map(name::CIDR_RULES))
     }
 
+    /// How many entries the maps have that grow with pods, devices and rules.
+    pub(super) fn entries(&self) -> Result<Vec<(&'static str, usize)>, SteeringError> {
+        Ok(vec![
+            (name::PODS, self.all_pods()?.len()),
+            (name::DEVICES, self.all_devices()?.len()),
+            (name::HOST_ADDRS, self.all_host_addresses()?.len()),
+            (name::PORT_RULES, self.all_port_rules()?.len()),
+            (name::CIDR_RULES, self.all_cidr_rules()?.len()),
+        ])
+    }
+
     /// One counter, all CPUs together.
     pub(super) fn count(&self, index: u32) -> Result<u64, SteeringError> {
         let values = self.counters.get(&index, 0).map_err(SteeringError::map(name::COUNTERS))?;

@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use aya::programs::{ProgramFd, SchedClassifier, SkLookup};
+use aya::programs::{SchedClassifier, SkLookup};
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
@@ -30,6 +31,10 @@ pub(super) struct Programs {
 pub struct ProgramReport {
     /// Its name.
     pub name: &'static str,
+    /// Its type, in the kernel's words.
+    pub kind: &'static str,
+    /// When it was loaded; the kernel may not say.
+    pub loaded_at: Option<SystemTime>,
     /// Kernel-wide number, as bpftool shows it.
     pub id: u32,
     /// Hash of its instructions: the same program has the same on every node.
@@ -95,27 +100,36 @@ impl Programs {
 
     /// What the kernel tells of both.
     pub(super) fn report(&self) -> Result<Vec<ProgramReport>, SteeringError> {
-        [STEER, PICK_LISTENER]
+        [(STEER, "sched_cls"), (PICK_LISTENER, "sk_lookup")]
             .into_iter()
-            .map(|name| {
+            .map(|(name, kind)| {
                 let program = self.object.program(name).ok_or(SteeringError::Missing(name))?;
-                report(name, program.fd().map_err(|source| SteeringError::Program { name, source })?)
+                let failed = |source| SteeringError::Program { name, source };
+                let loaded_at = program.info().map_err(failed)?.loaded_at();
+                let information = Information::of(program.fd().map_err(failed)?)?;
+                Ok(report(name, kind, loaded_at, &information))
             })
             .collect()
     }
 }
 
-fn report(name: &'static str, fd: &ProgramFd) -> Result<ProgramReport, SteeringError> {
-    let information = Information::of(fd)?;
-    Ok(ProgramReport {
+fn report(
+    name: &'static str,
+    kind: &'static str,
+    loaded_at: Option<SystemTime>,
+    information: &Information,
+) -> ProgramReport {
+    ProgramReport {
         name,
+        kind,
+        loaded_at,
         id: information.number("prog_id").and_then(|id| u32::try_from(id).ok()).unwrap_or_default(),
         tag: information.text("prog_tag").unwrap_or_default().to_owned(),
         memory: information.number("memlock").unwrap_or_default(),
         verified_instructions: information.number("verified_insns"),
         run_time_ns: information.number("run_time_ns").unwrap_or_default(),
         run_count: information.number("run_cnt").unwrap_or_default(),
-    })
+    }
 }
 
 /// What `/proc/self/fdinfo` says of a kernel object: all that aya leaves out, in stable names and without

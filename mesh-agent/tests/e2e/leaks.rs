@@ -30,6 +30,11 @@ fn ten_thousand_short_connections_leave_nothing_behind() {
         })
     };
     let descriptors_before = pids.map(settled);
+    let entries = |world: &World| {
+        ["routed", "bridged"].map(|node| world.mesh.meshctl(node, &["bpf"]).unwrap()["maps"].clone())
+    };
+    let entries_before = entries(&world);
+    assert!(entries_before[0].as_object().is_some_and(|maps| !maps.is_empty()), "{entries_before:?}");
     let memory_before = pids.map(resident);
 
     let report = world.requests("client-r", service, 10_000);
@@ -42,6 +47,7 @@ fn ten_thousand_short_connections_leave_nothing_behind() {
         let after = resident(pid);
         assert!(after < before + 8 * 1024, "the agent grew from {before} to {after} KiB");
     }
+    assert_eq!(entries(&world), entries_before, "kernel maps have other entries than before");
     for node in ["routed", "bridged"] {
         let connections = world.mesh.meshctl(node, &["connections"]).unwrap();
         let open = connections.as_array().or_else(|| connections["connections"].as_array()).unwrap();

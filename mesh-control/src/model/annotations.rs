@@ -5,6 +5,10 @@
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use mesh_xds::annotation::{
+    BYPASS_INBOUND, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_PORTS, EXCLUDE_OUTBOUND_RANGES, FAILURE_MODE,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_PORTS, INCLUDE_OUTBOUND_RANGES,
+};
 use mesh_xds::proto::mesh::{Cidr, Cidrs, FailureMode, Ports, TrafficRedirection};
 
 use super::findings::{FieldPath, Findings, field};
@@ -16,14 +20,6 @@ pub(super) const NETWORK: &str = "topology.istio.io/network";
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
-const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
-const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
-const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
-const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
-const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
-const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
-/// Ours: what happens to new connections of the pod while no agent runs on its node, `open` or `closed`.
-const FAILURE_MODE: &str = "mesh-agent/failure-mode";
 
 /// Whether the labels of a pod or namespace enrol it in the mesh or keep it out; `None` if they do not say.
 pub(super) fn enrolled(labels: &Labels, place: &FieldPath, findings: &mut Findings) -> Option<bool> {
@@ -58,7 +54,7 @@ pub(super) fn traffic_distribution(
 /// The redirection rules in a pod's annotations; `None` where they are the default, which steers everything.
 pub(super) fn redirection(annotations: &Labels, findings: &mut Findings) -> Option<TrafficRedirection> {
     let mut read = Annotations { annotations, findings };
-    let rules = TrafficRedirection {
+    let mut rules = TrafficRedirection {
         include_inbound_ports: read
             .selection(INCLUDE_INBOUND_PORTS)
             .map(|(text, place)| Ports { ports: read.findings.ports(text, &place) }),
@@ -74,6 +70,9 @@ pub(super) fn redirection(annotations: &Labels, findings: &mut Findings) -> Opti
             .unwrap_or_default(),
         failure_mode: read.failure_mode().into(),
     };
+    if read.bypasses_inbound() {
+        rules.include_inbound_ports = Some(Ports::default());
+    }
     (rules != TrafficRedirection::default()).then_some(rules)
 }
 
@@ -95,6 +94,17 @@ impl<'a> Annotations<'a, '_> {
 
     fn ports(&mut self, key: &str) -> Vec<u32> {
         self.get(key).map(|(text, place)| self.findings.ports(text, &place)).unwrap_or_default()
+    }
+
+    fn bypasses_inbound(&mut self) -> bool {
+        match self.get(BYPASS_INBOUND) {
+            None | Some(("false", _)) => false,
+            Some(("true", _)) => true,
+            Some((other, place)) => {
+                self.findings.refuse(place, format!("expected \"true\" or \"false\", found {other:?}"));
+                false
+            }
+        }
     }
 
     fn failure_mode(&mut self) -> FailureMode {
@@ -162,6 +172,14 @@ mod tests {
         assert_eq!(rules.exclude_outbound_cidrs[1].length, 128);
         assert_eq!(rules.failure_mode(), FailureMode::Closed);
         assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn inbound_traffic_can_bypass_the_mesh() {
+        let (rules, problems) = read(&[(BYPASS_INBOUND, "true"), (INCLUDE_INBOUND_PORTS, "80")]);
+        assert_eq!(rules.unwrap().include_inbound_ports, Some(Ports::default()));
+        assert!(problems.is_empty());
+        assert_eq!(read(&[(BYPASS_INBOUND, "false")]), (None, vec![]));
     }
 
     #[test]
