@@ -170,6 +170,9 @@ fn left_alone(stage: &mut Stage) -> Result<()> {
 
     let mark = journey::mark(mesh);
     let excluded = requests(billing, &format!("http://{orders}:9187/"), 5)?;
+    let orders_pod = mesh.lab().pod("orders-1")?;
+    let payments = mesh.lab().host("payments")?.ipv4().context("payments has no IPv4 address")?;
+    let range = requests(orders_pod, &format!("http://{payments}:8443/"), 5)?;
     let own = requests(billing, &format!("http://{billing_address}:8080/"), 5)?;
     let udp = udp_answer(mesh.lab().pod("client")?, (web, 8080).into())?;
     show.table(
@@ -180,6 +183,12 @@ fn left_alone(stage: &mut Stage) -> Result<()> {
                 &format!("orders-1 {orders}:9187"),
                 "excludeInboundPorts",
                 &answered(&excluded),
+            ),
+            row(
+                "shop/orders-1",
+                &format!("payments {payments}:8443"),
+                "excludeOutboundIPRanges",
+                &answered(&range),
             ),
             row(
                 "legacy/billing-1",
@@ -195,7 +204,11 @@ fn left_alone(stage: &mut Stage) -> Result<()> {
             ),
         ],
     );
-    show.expect(excluded.failed == 0 && own.failed == 0 && udp.pod == "web-2", "all of it works as ever")?;
+    let answered = [&excluded, &range, &own].iter().all(|report| report.failed == 0) && udp.pod == "web-2";
+    show.expect(answered, "all of it works as ever")?;
+    let kept =
+        range.sources.keys().all(|source| *source == orders_pod.ipv4().unwrap_or(payments).to_string());
+    show.expect(kept, "the outside server sees the address of the pod itself")?;
 
     // A steered connection between them is logged after these would have been.
     let steered = requests(billing, &format!("http://{web}:8080/"), 1)?;
@@ -205,7 +218,7 @@ fn left_alone(stage: &mut Stage) -> Result<()> {
     while lines.is_empty() && Instant::now() < end {
         // Lines of the scene before may still be on their way.
         lines = journey::since(mesh, &mark);
-        lines.retain(|(_, line)| line["src.workload"] == "billing-1");
+        lines.retain(|(_, line)| line["src.workload"] == "billing-1" || line["dst.workload"] == "payments");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     show.expect(lines.len() == 1, "and is the only one of these connections that an agent has seen")
