@@ -16,25 +16,16 @@ impl Listener {
     /// The listener of `core`, or of the next core that has one: while an agent starts or stops, some do not.
     #[inline(always)]
     pub(crate) fn find(config: &Config, core: u32, family: Family) -> Option<Self> {
-        let mut core = core;
-        for attempt in 0..MAX_LISTENERS {
-            if attempt >= config.listeners {
-                break;
-            }
-            if core >= config.listeners {
-                core = 0;
-            }
-            let slot = listener_slot(core, family);
-            // SAFETY: a look-up in a socket map; the kernel takes a reference, or answers null.
-            let socket = unsafe {
-                bpf_map_lookup_elem(ptr::from_ref(&LISTENERS).cast_mut().cast(), ptr::from_ref(&slot).cast())
-            };
-            if !socket.is_null() {
-                return Some(Self(socket.cast()));
-            }
-            core += 1;
-        }
-        None
+        Self::in_slot(live_slot(config.listeners, core, family))
+    }
+
+    #[inline(always)]
+    fn in_slot(slot: u32) -> Option<Self> {
+        // SAFETY: a look-up in a socket map; the kernel takes a reference, or answers null.
+        let socket = unsafe {
+            bpf_map_lookup_elem(ptr::from_ref(&LISTENERS).cast_mut().cast(), ptr::from_ref(&slot).cast())
+        };
+        (!socket.is_null()).then_some(Self(socket.cast()))
     }
 
     /// The socket, for a helper.
@@ -55,11 +46,39 @@ impl Listener {
 /// how the death of an agent shows, without anybody having to say so.
 #[inline(always)]
 pub(crate) fn agent_listens(config: &Config, family: Family) -> bool {
-    match Listener::find(config, 0, family) {
-        Some(listener) => {
-            listener.release();
-            true
+    live_slot(config.listeners, 0, family) != NO_SLOT
+}
+
+/// Outside of the map.
+const NO_SLOT: u32 = u32::MAX;
+
+#[inline(always)]
+fn live_slot(listeners: u32, core: u32, family: Family) -> u32 {
+    search_live_slot(listeners, core, family as u32)
+}
+
+/// The slot of `core`'s listener, or of the next core that has one.
+///
+/// A function that the verifier checks by itself (global linkage, plain integers), once. Inlined, the loop is gone
+/// through again for every way that leads to it, and Linux 6.1 gives up at a million instructions.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_live_slot(listeners: u32, core: u32, family: u32) -> u32 {
+    let family = if family == Family::V4 as u32 { Family::V4 } else { Family::V6 };
+    let mut core = core;
+    for attempt in 0..MAX_LISTENERS {
+        if attempt >= listeners {
+            break;
         }
-        None => false,
+        if core >= listeners {
+            core = 0;
+        }
+        let slot = listener_slot(core, family);
+        if let Some(listener) = Listener::in_slot(slot) {
+            listener.release();
+            return slot;
+        }
+        core += 1;
     }
+    NO_SLOT
 }
