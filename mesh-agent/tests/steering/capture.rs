@@ -14,7 +14,12 @@ fn captures_both_ways(wiring: Wiring, attach: AttachMode) {
     agent.steering.enrol(&node.pod("a")).unwrap();
     agent.steering.enrol(&node.pod("b")).unwrap();
     agent.steering.enrol(&node.known_pod("c")).unwrap();
-    assert!(agent.steering.attachments().iter().all(|attachment| attachment.error.is_none()));
+    let mode = if attach == AttachMode::Auto { node.best_mode() } else { attach };
+    let attachments = agent.steering.attachments();
+    assert!(
+        attachments.iter().all(|device| device.error.is_none() && device.mode == mode),
+        "{attachments:?}"
+    );
 
     for family in FAMILIES {
         for (from, to) in [("a", "outside"), ("a", "b"), ("a", "c"), ("outside", "a"), ("c", "b")] {
@@ -37,7 +42,7 @@ fn captures_both_ways(wiring: Wiring, attach: AttachMode) {
 
 #[test]
 fn captures_outbound_and_inbound_on_routed_veths() {
-    captures_both_ways(Wiring::Routed, AttachMode::Tcx);
+    captures_both_ways(Wiring::Routed, AttachMode::Auto);
 }
 
 #[test]

@@ -136,12 +136,23 @@ impl Node {
     /// The programs at the device of a pod, with tcx or clsact.
     pub(crate) fn program_ids(&self, pod: &str) -> Vec<u32> {
         let device = self.pod(pod).device.unwrap().name;
-        let tcx = self.inside(|| SchedClassifier::query_tcx(&device, TcAttachType::Ingress)).unwrap().1;
+        let tcx = self.tcx_programs(&device).unwrap_or_default();
         let filters = self.shell(&format!("tc filter show dev {device} ingress"));
         let mut words = filters.split_whitespace();
         let clsact =
             std::iter::from_fn(|| words.by_ref().find(|word| *word == "id").and_then(|_| words.next()));
         tcx.iter().map(aya::programs::ProgramInfo::id).chain(clsact.map(|id| id.parse().unwrap())).collect()
+    }
+
+    /// What [`AttachMode::Auto`] comes to on this kernel: a test that names tcx would fail before Linux 6.6.
+    pub(crate) fn best_mode(&self) -> AttachMode {
+        if self.tcx_programs("lo").is_some() { AttachMode::Tcx } else { AttachMode::Clsact }
+    }
+
+    /// `None` if the kernel does not know tcx.
+    fn tcx_programs(&self, device: &str) -> Option<Vec<aya::programs::ProgramInfo>> {
+        let answer = self.inside(|| SchedClassifier::query_tcx(device, TcAttachType::Ingress));
+        answer.ok().map(|(_, programs)| programs)
     }
 
     /// Connects and reads who answered.

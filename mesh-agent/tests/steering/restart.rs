@@ -52,7 +52,7 @@ fn the_next_agent_takes_over(attach: AttachMode) {
 
 #[test]
 fn the_next_agent_takes_over_without_a_gap() {
-    the_next_agent_takes_over(AttachMode::Tcx);
+    the_next_agent_takes_over(AttachMode::Auto);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn detach_leaves_nothing(attach: AttachMode) {
 
 #[test]
 fn detach_leaves_nothing_behind() {
-    detach_leaves_nothing(AttachMode::Tcx);
+    detach_leaves_nothing(AttachMode::Auto);
 }
 
 #[test]
