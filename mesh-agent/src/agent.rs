@@ -278,12 +278,14 @@ async fn pod_source(
     statuses: watch::Receiver<PodStatuses>,
 ) -> Result<PodSource> {
     match settings.pod_source {
-        PodSourceKind::Control => Ok(PodSource::Control(ControlSource::new(Arc::clone(snapshot)))),
+        PodSourceKind::Control => {
+            Ok(PodSource::Control(ControlSource::new(Arc::clone(snapshot), settings.failure_mode.into())))
+        }
         PodSourceKind::Kubernetes => {
             let client = kube::Client::try_default()
                 .await
                 .context("--pod-source kubernetes: no access to the Kubernetes API")?;
-            let known = control::pods(&snapshot.load());
+            let known = control::pods(&snapshot.load(), settings.failure_mode.into());
             let place = KubernetesSettings {
                 node: settings.node.node_name.as_str().into(),
                 cluster: settings.cluster_id.as_str().into(),

@@ -113,7 +113,12 @@ async fn explain(State(state): Shared, Query(question): Query<Question>) -> Answ
 }
 
 async fn bpf(State(state): Shared) -> Answer<SteeringReport> {
-    answer(state, |state| state.steering.report().map_err(ApiError::Failed)).await
+    answer(state, |state| full_report(state).map_err(ApiError::Failed)).await
+}
+
+/// The kernel's side with everything, also what takes a walk to count.
+fn full_report(state: &AdminState) -> Result<SteeringReport, String> {
+    Ok(SteeringReport { maps: state.steering.map_entries()?, ..state.steering.report()? })
 }
 
 async fn bpf_stats(State(state): Shared, Json(toggle): Json<Toggle>) -> Answer<Toggle> {
@@ -126,7 +131,7 @@ async fn bpf_stats(State(state): Shared, Json(toggle): Json<Toggle>) -> Answer<T
 async fn dump(State(state): Shared) -> Answer<Value> {
     let checks = state.checks().await;
     answer(state, move |state| {
-        let steering = match state.steering.report() {
+        let steering = match full_report(state) {
             Ok(report) => json!(report),
             Err(error) => json!({ "error": error }),
         };

@@ -1,6 +1,6 @@
 //! What the admin API shows, as handles to the parts that know it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -23,8 +23,11 @@ pub trait SteeringInspector: Send + Sync {
     /// Whether pods' traffic is steered: programs are attached and listeners alive.
     fn is_attached(&self) -> bool;
 
-    /// Programs, attachments, counters.
+    /// Programs, attachments, counters; without the entries of the maps.
     fn report(&self) -> Result<SteeringReport, String>;
+
+    /// Entries of each map. Walks through all of them: for who asks for it only.
+    fn map_entries(&self) -> Result<BTreeMap<String, usize>, String>;
 
     /// What became of packets since the maps were made, by outcome.
     fn counters(&self) -> Vec<(&'static str, u64)>;

@@ -1,6 +1,6 @@
 //! What the admin API shows of the parts that do not know it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +46,6 @@ impl SteeringInspector for Kernel {
     fn report(&self) -> Result<SteeringReport, String> {
         let said = |error: crate::steering::SteeringError| error.to_string();
         let programs = self.steering.programs().map_err(said)?;
-        let maps = self.steering.map_entries().map_err(said)?;
         Ok(SteeringReport {
             pin_path: self.pins.display().to_string(),
             programs: programs
@@ -80,9 +79,14 @@ impl SteeringInspector for Kernel {
                 .collect(),
             listeners: self.listening.load(Ordering::Relaxed),
             counters: self.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
-            maps: maps.into_iter().map(|(name, entries)| (name.to_owned(), entries)).collect(),
+            maps: BTreeMap::new(),
             stats_enabled: self.statistics.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
         })
+    }
+
+    fn map_entries(&self) -> Result<BTreeMap<String, usize>, String> {
+        let entries = self.steering.map_entries().map_err(|error| error.to_string())?;
+        Ok(entries.into_iter().map(|(name, entries)| (name.to_owned(), entries)).collect())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -113,8 +113,9 @@ fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
     }
     let rules = message.traffic_redirection()?;
     let failure_mode = match rules.as_ref().map(mesh::TrafficRedirection::failure_mode) {
-        Some(mesh::FailureMode::Closed) => FailureMode::Closed,
-        Some(mesh::FailureMode::Open) | None => FailureMode::Open,
+        Some(mesh::FailureMode::Closed) => Some(FailureMode::Closed),
+        Some(mesh::FailureMode::Open) => Some(FailureMode::Open),
+        Some(mesh::FailureMode::AgentDefault) | None => None,
     };
     let redirection = rules.map(redirection).transpose()?.unwrap_or_default();
     let status = known::<wire::WorkloadStatus>("status", message.status)?;

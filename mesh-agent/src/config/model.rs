@@ -146,8 +146,8 @@ pub struct Workload {
     pub authorization_policies: Vec<Arc<str>>,
     /// Which of its traffic is steered on its node.
     pub redirection: Redirection,
-    /// What its node does while the agent is away.
-    pub failure_mode: FailureMode,
+    /// What its node does while the agent is away; `None` leaves it to the agent.
+    pub failure_mode: Option<FailureMode>,
 }
 
 impl Workload {

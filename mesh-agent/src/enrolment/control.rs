@@ -8,17 +8,20 @@ use tokio::sync::watch;
 
 use super::DesiredPods;
 use crate::config::{SharedSnapshot, Snapshot, TunnelProtocol, Workload};
-use crate::pods::LocalPod;
+use crate::pods::{FailureMode, LocalPod};
 
 /// Follows the snapshots of the mesh's configuration.
 pub struct ControlSource {
     snapshot: Arc<SharedSnapshot>,
+    default_mode: FailureMode,
 }
 
 impl ControlSource {
     /// The source of a node that has nothing but its control server.
-    pub fn new(snapshot: Arc<SharedSnapshot>) -> Self {
-        Self { snapshot }
+    ///
+    /// Pods of which the control server does not say what happens while no agent runs get `default_mode`.
+    pub fn new(snapshot: Arc<SharedSnapshot>, default_mode: FailureMode) -> Self {
+        Self { snapshot, default_mode }
     }
 
     pub(super) async fn run(self, desired: watch::Sender<DesiredPods>) {
@@ -26,7 +29,7 @@ impl ControlSource {
         let mut complete = false;
         loop {
             revisions.borrow_and_update();
-            let mut current = pods(&self.snapshot.load());
+            let mut current = pods(&self.snapshot.load(), self.default_mode);
             // Once the mesh was known, an empty one is news and not ignorance.
             complete |= current.complete;
             current.complete = complete;
@@ -45,7 +48,7 @@ impl ControlSource {
 }
 
 /// The pods of the snapshot's own node, in the order of their uids. Complete if any workload of the mesh is known.
-pub fn pods(snapshot: &Snapshot) -> DesiredPods {
+pub fn pods(snapshot: &Snapshot, default_mode: FailureMode) -> DesiredPods {
     let node = snapshot.node();
     let here = |workload: &&Arc<Workload>| {
         // Clusters name their nodes as they like; two may have one of the same name.
@@ -55,12 +58,12 @@ pub fn pods(snapshot: &Snapshot) -> DesiredPods {
             && !workload.addresses.is_empty()
     };
     let mut pods: Vec<_> =
-        snapshot.workloads().filter(here).map(|workload| Arc::new(pod(workload))).collect();
+        snapshot.workloads().filter(here).map(|workload| Arc::new(pod(workload, default_mode))).collect();
     pods.sort_by(|one, other| one.uid.cmp(&other.uid));
     DesiredPods { pods, complete: snapshot.workload_count() > 0, ..DesiredPods::default() }
 }
 
-fn pod(workload: &Workload) -> LocalPod {
+fn pod(workload: &Workload, default_mode: FailureMode) -> LocalPod {
     LocalPod {
         uid: Arc::clone(&workload.uid),
         name: Arc::clone(&workload.name),
@@ -70,7 +73,7 @@ fn pod(workload: &Workload) -> LocalPod {
         device: None,
         enrolled: workload.tunnel == TunnelProtocol::Hbone,
         redirection: workload.redirection.clone(),
-        failure_mode: workload.failure_mode,
+        failure_mode: workload.failure_mode.unwrap_or(default_mode),
     }
 }
 

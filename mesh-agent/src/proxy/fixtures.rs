@@ -62,7 +62,7 @@ pub(super) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
         services: services.iter().map(|service| (service_name(service), ports.clone())).collect(),
         authorization_policies: vec![],
         redirection: Redirection::default(),
-        failure_mode: FailureMode::Open,
+        failure_mode: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::record::{ConnectionRecord, Direction, Peer, Traffic, Transport};
 use crate::config::{LoadBalancing, Service, ServiceName, TunnelProtocol, Workload};
-use crate::pods::{FailureMode, Redirection};
+use crate::pods::Redirection;
 
 /// The workload of a pod `<app>-1` in namespace `shop`.
 pub(crate) fn workload(app: &str, address: &str) -> Arc<Workload> {
@@ -33,7 +33,7 @@ pub(crate) fn workload(app: &str, address: &str) -> Arc<Workload> {
         services: Vec::new(),
         authorization_policies: Vec::new(),
         redirection: Redirection::default(),
-        failure_mode: FailureMode::Open,
+        failure_mode: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! An agent's admin side with a small shop behind it: pods `client-1` and `web-1` on this node, `web-2` and the
 //! unready `web-3` on another.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,9 +72,13 @@ impl SteeringInspector for Steering {
             ],
             listeners: 4,
             counters: self.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
-            maps: [("PODS".to_owned(), 4)].into(),
+            maps: BTreeMap::new(),
             stats_enabled: self.0.stats.load(Ordering::Relaxed),
         })
+    }
+
+    fn map_entries(&self) -> Result<BTreeMap<String, usize>, String> {
+        Ok([("PODS".to_owned(), 4)].into())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -262,7 +266,7 @@ fn mesh() -> Arc<mesh_agent::config::SharedSnapshot> {
                 .collect(),
             authorization_policies: vec![],
             redirection: Redirection::default(),
-            failure_mode: FailureMode::Open,
+            failure_mode: None,
         }))
     };
     store.apply([

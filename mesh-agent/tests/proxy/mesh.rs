@@ -269,7 +269,7 @@ fn workload(name: &str, addresses: &[&str], node: &str, services: &[(&str, u16, 
             .collect(),
         authorization_policies: vec![],
         redirection: Redirection::default(),
-        failure_mode: FailureMode::Open,
+        failure_mode: None,
     }
 }
 

@@ -109,7 +109,8 @@ impl<'a> Annotations<'a, '_> {
 
     fn failure_mode(&mut self) -> FailureMode {
         match self.get(FAILURE_MODE) {
-            None | Some(("open", _)) => FailureMode::Open,
+            None => FailureMode::AgentDefault,
+            Some(("open", _)) => FailureMode::Open,
             Some(("closed", _)) => FailureMode::Closed,
             Some((other, place)) => {
                 self.findings.refuse(place, format!("expected \"open\" or \"closed\", found {other:?}"));
@@ -147,7 +148,9 @@ mod tests {
     #[test]
     fn no_rule_is_no_extension() {
         assert_eq!(read(&[]), (None, vec![]));
-        assert_eq!(read(&[(INCLUDE_INBOUND_PORTS, "*"), (FAILURE_MODE, "open")]), (None, vec![]));
+        assert_eq!(read(&[(INCLUDE_INBOUND_PORTS, "*")]), (None, vec![]));
+        // An agent whose own default is another must know.
+        assert_eq!(read(&[(FAILURE_MODE, "open")]).0.unwrap().failure_mode(), FailureMode::Open);
     }
 
     #[test]

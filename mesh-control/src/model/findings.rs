@@ -156,7 +156,8 @@ impl Findings {
     /// Reads a comma-separated list of address ranges; a single address is a range of one.
     pub fn ranges(&mut self, text: &str, path: &FieldPath) -> Vec<IpNet> {
         self.list(text, path, "an address range such as 10.0.0.0/8 or fd00::/8", |item| {
-            item.parse::<IpNet>().or_else(|_| item.parse::<IpAddr>().map(IpNet::from)).ok()
+            let range = item.parse::<IpNet>().map(|range| range.trunc());
+            range.or_else(|_| item.parse::<IpAddr>().map(IpNet::from)).ok()
         })
     }
 

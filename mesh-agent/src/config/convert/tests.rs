@@ -59,7 +59,7 @@ fn redirection_rules_travel_with_the_workload() {
         ..Default::default()
     });
     let workload = read(message).unwrap();
-    assert_eq!(workload.failure_mode, FailureMode::Closed);
+    assert_eq!(workload.failure_mode, Some(FailureMode::Closed));
     assert_eq!(workload.redirection.include_inbound_ports, PortSelection::Only([8080].into()));
     assert_eq!(workload.redirection.exclude_outbound_ports, [5432].into());
     assert_eq!(workload.redirection.exclude_outbound_cidrs, ["10.9.0.0/16".parse().unwrap()].into());

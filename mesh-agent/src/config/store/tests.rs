@@ -4,7 +4,7 @@ use super::*;
 use crate::config::{
     BalanceMode, LoadBalancing, NetworkAddress, PortMapping, RoutingScope, ServicePort, TunnelProtocol,
 };
-use crate::pods::{FailureMode, Redirection};
+use crate::pods::Redirection;
 
 fn service(hostname: &str, address: &str, load_balancing: LoadBalancing) -> Arc<Service> {
     Arc::new(Service {
@@ -49,7 +49,7 @@ fn workload(name: &str, address: &str, node: &str, services: &[&str]) -> Workloa
             .collect(),
         authorization_policies: vec![],
         redirection: Redirection::default(),
-        failure_mode: FailureMode::Open,
+        failure_mode: None,
     }
 }
 

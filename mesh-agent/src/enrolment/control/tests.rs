@@ -27,21 +27,25 @@ fn workload(name: &str, node: &str) -> Workload {
         services: vec![],
         authorization_policies: vec![],
         redirection: Redirection::default(),
-        failure_mode: FailureMode::Closed,
+        failure_mode: None,
     }
 }
 
 #[tokio::test]
 async fn workloads_of_this_node_are_its_pods() {
     let mut store = Store::new(LocalNode { name: "one".into(), cluster: "c".into(), ..LocalNode::default() });
-    let source = ControlSource::new(store.shared());
+    let source = ControlSource::new(store.shared(), FailureMode::Closed);
     let (sender, mut desired) = watch::channel(DesiredPods::default());
     let running = tokio::spawn(source.run(sender));
     assert!(!desired.borrow().complete, "an empty snapshot says nothing");
 
     let changes = [
         workload("here", "one"),
-        Workload { tunnel: TunnelProtocol::None, ..workload("plain", "one") },
+        Workload {
+            tunnel: TunnelProtocol::None,
+            failure_mode: Some(FailureMode::Open),
+            ..workload("plain", "one")
+        },
         Workload { host_network: true, ..workload("host", "one") },
         Workload { addresses: vec![], ..workload("starting", "one") },
         Workload { cluster: "other".into(), ..workload("namesake", "one") },
@@ -51,7 +55,12 @@ async fn workloads_of_this_node_are_its_pods() {
     let named = desired.wait_for(|desired| desired.complete).await.unwrap().clone();
     let enrolled: Vec<_> = named.pods.iter().map(|pod| (&*pod.name, pod.enrolled)).collect();
     assert_eq!(enrolled, [("here", true), ("plain", false)]);
-    assert_eq!(named.pods[0].failure_mode, FailureMode::Closed);
+    let modes: Vec<_> = named.pods.iter().map(|pod| pod.failure_mode).collect();
+    assert_eq!(
+        modes,
+        [FailureMode::Closed, FailureMode::Open],
+        "the agent's default, and the pod's own word"
+    );
     assert_eq!(named.pods[0].addresses.len(), 2);
 
     let names = ["here", "plain", "host", "starting", "namesake", "there"];
