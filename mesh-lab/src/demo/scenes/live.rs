@@ -14,6 +14,9 @@ const RATE: f64 = 200.0;
 /// How long a change may take until it shows.
 const EFFECT: Duration = Duration::from_secs(10);
 
+/// How long an agent may take to come back to its control server: it waits up to 10 s between attempts.
+const RECONNECT: Duration = Duration::from_secs(30);
+
 /// An endpoint is added, another removed.
 pub(super) fn endpoints_come_and_go(stage: &mut Stage) -> Result<()> {
     let Stage { show, mesh, examples, .. } = stage;
@@ -86,7 +89,7 @@ pub(super) fn control_server_gone(stage: &mut Stage) -> Result<()> {
     mesh.apply("21-web-4.yaml", &std::fs::read_to_string(examples.join("more/web-4.yaml"))?)?;
     let begin = Instant::now();
     mesh.start_control()?;
-    phase(&traffic, EFFECT, |seen| seen.contains_key("web-4")).context("the change never arrived")?;
+    phase(&traffic, RECONNECT, |seen| seen.contains_key("web-4")).context("the change never arrived")?;
     show.timing("the agents are connected again and have the change", begin.elapsed());
     let report = traffic.stop();
     show.say(format!("{} requests, {} failed", report.requests, report.failed));
