@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use aya::programs::{SchedClassifier, TcAttachType};
+
 use crate::world::World;
 
 /// Everything on a node that an agent changes, in one text that can be compared.
@@ -16,7 +18,6 @@ fn traces(world: &World, node: &str) -> String {
         &["ip", "-4", "route", "show", "table", "all"],
         &["ip", "-6", "route", "show", "table", "all"],
         &["ip", "-o", "link"],
-        &["bpftool", "net"],
     ] {
         let output = machine.program(command[0]).unwrap().args(&command[1..]).output().unwrap();
         assert!(output.status.success(), "{command:?}: {}", output.stderr);
@@ -39,9 +40,18 @@ fn traces(world: &World, node: &str) -> String {
         .unwrap();
     assert!(sysctls.status.success(), "{}", sysctls.stderr);
     text.push_str(&sysctls.stdout);
+    text.push_str(&format!("== tcx\n{}\n", machine.namespace().run(tcx_programs).unwrap()));
     let pins: BTreeSet<String> = files_below(&world.mesh.bpffs());
     text.push_str(&format!("== pins\n{pins:#?}\n"));
     text
+}
+
+/// How many programs are attached to each device of the calling thread's namespace.
+fn tcx_programs() -> String {
+    let devices = nix::net::if_::if_nameindex().unwrap();
+    let count = |device: &str| SchedClassifier::query_tcx(device, TcAttachType::Ingress).unwrap().1.len();
+    let names = devices.iter().map(|device| device.name().to_str().unwrap());
+    names.map(|name| format!("{name}: {}\n", count(name))).collect()
 }
 
 /// Takes out what changes by itself: ages of routes, and link-local addresses, which the kernel adds when it likes.
