@@ -103,7 +103,7 @@ impl Stage {
         let Self { mut show, servers, mesh, .. } = self;
         servers.keep();
         let alias = |node: &str| {
-            let socket = mesh.run_directory(node).join("admin.sock");
+            let socket = mesh.admin_socket(node);
             format!("alias {node}='mesh-lab exec {NAME} {node} -- meshctl --socket {}'", socket.display())
         };
         let lab = mesh.programs().path("mesh-lab");

@@ -397,12 +397,10 @@ impl Mesh {
         self.directory.join(node).join("access.log")
     }
 
-    /// The command line that speaks to a node's agent.
+    /// Where a node's agent answers meshctl.
     #[must_use]
-    pub fn meshctl_command(&self, node: &str) -> Vec<String> {
-        let socket = self.run_directory(node).join("admin.sock");
-        let meshctl = self.programs.path("meshctl");
-        vec![meshctl.display().to_string(), "--socket".to_owned(), socket.display().to_string()]
+    pub fn admin_socket(&self, node: &str) -> PathBuf {
+        self.run_directory(node).join("admin.sock")
     }
 
     /// Runs meshctl on a node and returns its output as it is.
@@ -412,9 +410,8 @@ impl Mesh {
     pub fn meshctl_text(&self, node: &str, arguments: &[&str]) -> Result<String, MeshError> {
         let failed =
             |said: String| MeshError::Meshctl { node: node.to_owned(), arguments: arguments.join(" "), said };
-        let mut command = self.meshctl_command(node);
-        let program = command.remove(0);
-        let output = self.lab.node(node)?.program(program)?.args(command).args(arguments).output()?;
+        let meshctl = self.lab.node(node)?.program(self.programs.path("meshctl"))?;
+        let output = meshctl.arg("--socket").arg(self.admin_socket(node)).args(arguments).output()?;
         if !output.status.success() {
             return Err(failed(format!("{}{}", output.stdout, output.stderr)));
         }
