@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "istio/certificate.proto",
     "mesh/discovery.proto",
     "mesh/redirection.proto",
+    "mesh/security.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

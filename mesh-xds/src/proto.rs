@@ -6,8 +6,8 @@
 //! bytes.
 
 mod any;
+mod extension;
 mod node;
-mod redirection;
 
 pub use any::{Any, UnpackError};
 pub use prost::Name;
