@@ -14,8 +14,8 @@ mod store;
 pub use convert::InvalidResource;
 pub use load::{ActiveConnection, EndpointLoad};
 pub use model::{
-    BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, NetworkAddress, PortMapping,
-    RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
+    BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, MutualTls, MutualTlsMode,
+    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
 };
 pub use snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot, Tier};
 pub use store::{Change, SharedSnapshot, Store};

@@ -27,8 +27,8 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 pub use access_log::{AccessLogError, AccessLogFormat, AccessLogOptions, AccessLogTarget};
 pub(crate) use process::resident_memory;
 pub use record::{
-    ConnectFailure, ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, Peer, Reporter,
-    ResponseFlag, Traffic, Transport,
+    ConnectFailure, ConnectionEnd, ConnectionObserver, ConnectionRecord, ConnectionSecurity, Direction,
+    Incident, Peer, Reporter, ResponseFlag, Traffic, Transport,
 };
 pub use traffic::SeriesLimits;
 

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use mesh_xds::proto::{UnpackError, mesh, workload as wire};
 
 use super::model::{
-    BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, NetworkAddress, PortMapping,
-    RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
+    BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, MutualTls, MutualTlsMode,
+    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
 };
 use super::store::Change;
 use crate::pods::{CidrSelection, FailureMode, PortSelection, Redirection};
@@ -81,9 +81,9 @@ pub enum InvalidResource {
         /// Number found.
         value: i32,
     },
-    /// The redirection rules cannot be read.
+    /// One of our own extensions cannot be read.
     #[error("extensions: {0}")]
-    Redirection(#[from] UnpackError),
+    Extension(#[from] UnpackError),
 }
 
 /// Reads the resource called `name`.
@@ -117,6 +117,7 @@ fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
         Some(mesh::FailureMode::Open) => Some(FailureMode::Open),
         Some(mesh::FailureMode::AgentDefault) | None => None,
     };
+    let mutual_tls = message.mutual_tls()?.map(mutual_tls).transpose()?.unwrap_or_default();
     let redirection = rules.map(redirection).transpose()?.unwrap_or_default();
     let status = known::<wire::WorkloadStatus>("status", message.status)?;
     let tunnel = match known::<wire::TunnelProtocol>("tunnel_protocol", message.tunnel_protocol)? {
@@ -161,8 +162,28 @@ fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
         locality: message.locality.map(locality).unwrap_or_default(),
         services,
         authorization_policies: message.authorization_policies.into_iter().map(Into::into).collect(),
+        mutual_tls,
         redirection,
         failure_mode,
+    })
+}
+
+fn mutual_tls(message: mesh::MutualTls) -> Result<MutualTls, InvalidResource> {
+    let mode = |value| -> Result<_, InvalidResource> {
+        Ok(match known::<mesh::mutual_tls::Mode>("extensions: mutual-tls", value)? {
+            mesh::mutual_tls::Mode::Permissive => MutualTlsMode::Permissive,
+            mesh::mutual_tls::Mode::Strict => MutualTlsMode::Strict,
+            mesh::mutual_tls::Mode::Disable => MutualTlsMode::Disable,
+        })
+    };
+    let ports = message
+        .ports
+        .into_iter()
+        .map(|port| Ok((tcp_port("extensions: mutual-tls", port.port)?, mode(port.mode)?)));
+    Ok(MutualTls {
+        ports: ports.collect::<Result<_, InvalidResource>>()?,
+        mode: mode(message.mode)?,
+        policy: message.policy.into(),
     })
 }
 

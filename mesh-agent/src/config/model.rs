@@ -1,9 +1,11 @@
 //! Workloads and services in the agent's own types, parsed once from the wire ([`super::convert`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_xds::identity::Identity;
 use serde::Serialize;
 
 use crate::pods::{FailureMode, Redirection};
@@ -67,6 +69,40 @@ pub struct Locality {
     pub zone: Arc<str>,
     /// `topology.istio.io/subzone`.
     pub subzone: Arc<str>,
+}
+
+/// Whether a port takes mutual TLS: Istio's PeerAuthentication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MutualTlsMode {
+    /// Mutual TLS and plain text.
+    #[default]
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+    /// Plain text only: clients do not open a tunnel.
+    Disable,
+}
+
+/// Which ports of a workload take mutual TLS.
+///
+/// It tells clients where not to open a tunnel, and people what is in force. That a strict port refuses plain text is
+/// an authorization policy, which servers of any kind are sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct MutualTls {
+    /// Of ports that are not listed.
+    pub mode: MutualTlsMode,
+    /// Of ports that differ.
+    pub ports: BTreeMap<u16, MutualTlsMode>,
+    /// The PeerAuthentication that decided, `<namespace>/<name>`; empty where none did.
+    pub policy: Arc<str>,
+}
+
+impl MutualTls {
+    /// What `port` takes.
+    pub fn of(&self, port: u16) -> MutualTlsMode {
+        self.ports.get(&port).copied().unwrap_or(self.mode)
+    }
 }
 
 /// A proxy that traffic has to pass: a waypoint or a gateway between networks.
@@ -144,6 +180,8 @@ pub struct Workload {
     pub services: Vec<(ServiceName, Vec<PortMapping>)>,
     /// Authorization policies that select it, `<namespace>/<name>`.
     pub authorization_policies: Vec<Arc<str>>,
+    /// Which of its ports take mutual TLS.
+    pub mutual_tls: MutualTls,
     /// Which of its traffic is steered on its node.
     pub redirection: Redirection,
     /// What its node does while the agent is away; `None` leaves it to the agent.
@@ -151,6 +189,15 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Who it is, as its certificate says.
+    pub fn identity(&self) -> Identity {
+        Identity::new(
+            Arc::clone(&self.trust_domain),
+            Arc::clone(&self.namespace),
+            Arc::clone(&self.service_account),
+        )
+    }
+
     /// The keys it is found under. A workload in its node's network namespace has none: its address is shared
     /// with the node and with every other such workload, and says nothing about who is asking.
     pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {

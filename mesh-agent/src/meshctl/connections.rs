@@ -172,6 +172,9 @@ fn requested(connection: &ConnectionInfo) -> Cell {
 
 fn verdict(connection: &ConnectionInfo) -> Cell {
     match (connection.transport, connection.attempts) {
+        (Transport::Kernel, _) => Cell::styled(GOOD, "in the kernel"),
+        (Transport::Hbone, 0 | 1) => Cell::styled(GOOD, "tunnelled"),
+        (Transport::Hbone, attempts) => Cell::styled(PLAIN, format!("tunnelled, attempt {attempts}")),
         (Transport::Passthrough, _) => Cell::styled(DUBIOUS, "passed through"),
         (Transport::Plain, 0 | 1) => Cell::styled(GOOD, "proxied"),
         (Transport::Plain, attempts) => Cell::styled(PLAIN, format!("proxied, attempt {attempts}")),

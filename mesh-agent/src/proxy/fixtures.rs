@@ -61,6 +61,7 @@ pub(super) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
         locality: Locality::default(),
         services: services.iter().map(|service| (service_name(service), ports.clone())).collect(),
         authorization_policies: vec![],
+        mutual_tls: Default::default(),
         redirection: Redirection::default(),
         failure_mode: None,
     }

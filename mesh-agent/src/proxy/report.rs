@@ -12,7 +12,9 @@ use super::connection::{Accepted, Refused};
 use super::decision::{Decision, Target, Upstream};
 use super::worker::Worker;
 use crate::config::{Service, Workload};
-use crate::telemetry::{ConnectionEnd, ConnectionRecord, Direction, Peer, ResponseFlag, Traffic, Transport};
+use crate::telemetry::{
+    ConnectionEnd, ConnectionRecord, ConnectionSecurity, Direction, Peer, ResponseFlag, Traffic, Transport,
+};
 
 /// The report of one connection. Dropped without having been closed, it says that the connection was cut: that is
 /// how the connections end that outlive the drain time.
@@ -125,11 +127,12 @@ impl Facts {
         ConnectionRecord {
             id: worker.next_id(),
             direction: self.direction,
-            source: Peer { address: self.client, workload: self.source.clone() },
+            source: Peer { address: self.client, workload: self.source.clone(), identity: None },
             original_destination: self.original_destination,
             destination: upstream.map(peer),
             service: self.service.clone(),
             transport: upstream.map_or(self.transport, |upstream| upstream.path.transport()),
+            security: ConnectionSecurity::None,
             attempts,
             worker: worker.index,
             opened_at: self.opened_at,
@@ -149,5 +152,5 @@ impl Facts {
 }
 
 fn peer(upstream: &Upstream) -> Peer {
-    Peer { address: upstream.address, workload: upstream.workload.clone() }
+    Peer { address: upstream.address, workload: upstream.workload.clone(), identity: None }
 }

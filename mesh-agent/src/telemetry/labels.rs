@@ -8,7 +8,7 @@ use prometheus_client::encoding::{
     EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
 };
 
-use super::record::{ConnectionRecord, Reporter, ResponseFlag, Transport};
+use super::record::{ConnectionRecord, ConnectionSecurity, Reporter, ResponseFlag, Transport};
 use crate::config::Workload;
 
 /// What a label says where nothing is known.
@@ -25,6 +25,7 @@ const PASSTHROUGH: &str = "PassthroughCluster";
 pub(super) struct TrafficLabels {
     reporter: Reporter,
     transport: Transport,
+    security: ConnectionSecurity,
     source: Option<Party>,
     destination: Option<Party>,
     service: Option<ServiceLabels>,
@@ -56,6 +57,7 @@ impl TrafficLabels {
         Self {
             reporter: record.direction.reporter(),
             transport: record.transport,
+            security: record.security,
             source: record.source.workload.as_deref().map(Party::of),
             destination: destination.map(|workload| Party::of(workload)),
             service: record.service.as_ref().map(|service| ServiceLabels {
@@ -68,9 +70,9 @@ impl TrafficLabels {
 
     /// `connection_security_policy`: the client's side cannot vouch for the server's, says Istio.
     fn security_policy(&self) -> &'static str {
-        match (self.reporter, self.transport) {
-            (Reporter::Source, Transport::Plain | Transport::Passthrough) => UNKNOWN,
-            (Reporter::Destination, Transport::Plain | Transport::Passthrough) => "none",
+        match (self.reporter, self.security) {
+            (Reporter::Source, ConnectionSecurity::None) => UNKNOWN,
+            (_, security) => security.as_str(),
         }
     }
 }
@@ -157,7 +159,7 @@ impl EncodeLabelSet for SeriesLabels<'_> {
         match labels.map(|labels| (&labels.service, labels.transport)) {
             Some((Some(service), _)) => writer.service(&service.host, &service.name, &service.namespace)?,
             Some((None, Transport::Passthrough)) => writer.service(UNKNOWN, PASSTHROUGH, UNKNOWN)?,
-            Some((None, Transport::Plain)) | None => writer.service(UNKNOWN, UNKNOWN, UNKNOWN)?,
+            Some((None, _)) | None => writer.service(UNKNOWN, UNKNOWN, UNKNOWN)?,
         }
         writer.label("request_protocol", "tcp")?;
         let policy = labels.map_or(UNKNOWN, TrafficLabels::security_policy);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
+use mesh_xds::identity::Identity;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Service, Workload};
@@ -59,6 +60,34 @@ pub enum Transport {
     Plain,
     /// Plain TCP to a destination the mesh does not know.
     Passthrough,
+    /// Through a tunnel to the agent of the server's node, or to a gateway or waypoint.
+    Hbone,
+    /// Not through the agent: the kernel passes it, on the strength of a verdict of the agent's.
+    Kernel,
+}
+
+/// How the two ends know each other. Istio's `connection_security_policy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectionSecurity {
+    /// Plain TCP: an address is all that is known.
+    #[default]
+    None,
+    /// Both are pods of this node: no byte leaves it, and the kernel vouches for who sends.
+    SameNode,
+    /// Mutual TLS.
+    MutualTls,
+}
+
+impl ConnectionSecurity {
+    /// The form that metrics and logs carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::SameNode => "same_node",
+            Self::MutualTls => "mutual_tls",
+        }
+    }
 }
 
 /// One end of a connection.
@@ -69,6 +98,10 @@ pub struct Peer {
     /// Who it is, where the mesh knows.
     #[serde(skip)]
     pub workload: Option<Arc<Workload>>,
+    /// Who it has proved to be: by its certificate, or by sending from its own device on this node. Without that,
+    /// nothing but its address is known.
+    #[serde(skip)]
+    pub identity: Option<Arc<Identity>>,
 }
 
 /// Why a connection ended the way it did, in Envoy's terms
@@ -104,14 +137,23 @@ pub enum ResponseFlag {
     /// `DO`: the agent was told to stop and the drain time was over.
     #[serde(rename = "DO")]
     Drained,
-    /// `UAEX`: policy denied it.
+    /// `UAEX`: an authorization policy denied it.
     #[serde(rename = "UAEX")]
     Denied,
+    /// `MTLS`, ours: it came as plain text where only mutual TLS is taken.
+    #[serde(rename = "MTLS")]
+    PlaintextRefused,
+    /// `TLSF`, ours: the other side's certificate, or the handshake, was no good.
+    #[serde(rename = "TLSF")]
+    TlsFailure,
+    /// `NOID`, ours: there is no certificate yet to speak for the local pod with.
+    #[serde(rename = "NOID")]
+    NoIdentity,
 }
 
 impl ResponseFlag {
     /// Every flag, in the order of declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::None,
         Self::NoRoute,
         Self::NoHealthyUpstream,
@@ -122,6 +164,9 @@ impl ResponseFlag {
         Self::Overflow,
         Self::Drained,
         Self::Denied,
+        Self::PlaintextRefused,
+        Self::TlsFailure,
+        Self::NoIdentity,
     ];
 
     /// The short form that metrics and logs carry.
@@ -137,6 +182,9 @@ impl ResponseFlag {
             Self::Overflow => "UO",
             Self::Drained => "DO",
             Self::Denied => "UAEX",
+            Self::PlaintextRefused => "MTLS",
+            Self::TlsFailure => "TLSF",
+            Self::NoIdentity => "NOID",
         }
     }
 }
@@ -187,6 +235,8 @@ pub struct ConnectionRecord {
     pub service: Option<Arc<Service>>,
     /// How the bytes travel.
     pub transport: Transport,
+    /// How the two ends know each other.
+    pub security: ConnectionSecurity,
     /// Endpoints tried, the one that answered included.
     pub attempts: u32,
     /// Which data-plane worker owns it.

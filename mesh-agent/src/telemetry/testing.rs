@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::record::{ConnectionRecord, Direction, Peer, Traffic, Transport};
+use super::record::{ConnectionRecord, ConnectionSecurity, Direction, Peer, Traffic, Transport};
 use crate::config::{LoadBalancing, Service, ServiceName, TunnelProtocol, Workload};
 use crate::pods::Redirection;
 
@@ -32,6 +32,7 @@ pub(crate) fn workload(app: &str, address: &str) -> Arc<Workload> {
         locality: Default::default(),
         services: Vec::new(),
         authorization_policies: Vec::new(),
+        mutual_tls: Default::default(),
         redirection: Redirection::default(),
         failure_mode: None,
     })
@@ -58,14 +59,17 @@ pub(crate) fn record(id: u64) -> ConnectionRecord {
         source: Peer {
             address: "10.0.1.1:40000".parse().unwrap(),
             workload: Some(workload("client", "10.0.1.1")),
+            identity: None,
         },
         original_destination: "10.96.0.1:80".parse().unwrap(),
         destination: Some(Peer {
             address: "10.0.2.1:8080".parse().unwrap(),
             workload: Some(workload("web", "10.0.2.1")),
+            identity: None,
         }),
         service: Some(service()),
         transport: Transport::Plain,
+        security: ConnectionSecurity::None,
         attempts: 1,
         worker: 0,
         opened_at: UNIX_EPOCH + Duration::from_secs(3600),

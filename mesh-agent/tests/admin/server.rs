@@ -23,7 +23,8 @@ use mesh_agent::config::{
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
 use mesh_agent::telemetry::logging::{self, LogControl, LogFormat};
 use mesh_agent::telemetry::{
-    ConnectionObserver, ConnectionRecord, Direction, Peer, Telemetry, TelemetryOptions, Traffic, Transport,
+    ConnectionObserver, ConnectionRecord, ConnectionSecurity, Direction, Peer, Telemetry, TelemetryOptions,
+    Traffic, Transport,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -183,7 +184,7 @@ impl Server {
         let mesh = self.state.mesh.load();
         let peer = |address: &str| {
             let address: SocketAddr = address.parse().unwrap();
-            Peer { address, workload: mesh.workload_by_address(address.ip()).cloned() }
+            Peer { address, workload: mesh.workload_by_address(address.ip()).cloned(), identity: None }
         };
         let record = Arc::new(ConnectionRecord {
             id,
@@ -193,6 +194,7 @@ impl Server {
             destination: Some(peer("10.0.2.2:8080")),
             service: mesh.service(&web()).map(|entry| Arc::clone(&entry.service)),
             transport: Transport::Plain,
+            security: ConnectionSecurity::None,
             attempts: 1,
             worker: 0,
             opened_at: SystemTime::now(),
@@ -265,6 +267,7 @@ fn mesh() -> Arc<mesh_agent::config::SharedSnapshot> {
                 })
                 .collect(),
             authorization_policies: vec![],
+            mutual_tls: Default::default(),
             redirection: Redirection::default(),
             failure_mode: None,
         }))

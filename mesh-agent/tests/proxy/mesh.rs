@@ -268,6 +268,7 @@ fn workload(name: &str, addresses: &[&str], node: &str, services: &[(&str, u16, 
             })
             .collect(),
         authorization_policies: vec![],
+        mutual_tls: Default::default(),
         redirection: Redirection::default(),
         failure_mode: None,
     }

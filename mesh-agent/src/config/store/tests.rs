@@ -48,6 +48,7 @@ fn workload(name: &str, address: &str, node: &str, services: &[&str]) -> Workloa
             })
             .collect(),
         authorization_policies: vec![],
+        mutual_tls: Default::default(),
         redirection: Redirection::default(),
         failure_mode: None,
     }

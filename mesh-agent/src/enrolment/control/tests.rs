@@ -26,6 +26,7 @@ fn workload(name: &str, node: &str) -> Workload {
         locality: Locality::default(),
         services: vec![],
         authorization_policies: vec![],
+        mutual_tls: Default::default(),
         redirection: Redirection::default(),
         failure_mode: None,
     }
