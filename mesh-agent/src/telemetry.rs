@@ -106,15 +106,14 @@ impl ConnectionObserver for Telemetry {
     }
 
     fn closed(&self, record: &Arc<ConnectionRecord>, end: &ConnectionEnd) {
-        let series = self.connections.remove(record).unwrap_or_else(|| {
-            // Refused: it was never open, but opened and closed connections must balance.
-            self.counters.refused(end.flag);
-            let series = self.traffic.enter(TrafficLabels::of(record));
-            series.opened();
-            series.add_bytes(record.traffic.sent(), record.traffic.received());
-            series
-        });
-        series.closed(end.flag);
+        match self.connections.remove(record) {
+            Some(series) => series.closed(end.flag),
+            None => {
+                let series = self.traffic.enter(TrafficLabels::of(record));
+                series.add_bytes(record.traffic.sent(), record.traffic.received());
+                series.failed(end.flag);
+            }
+        }
         if let Some(log) = &self.access_log {
             log.ended(record, end);
         }

@@ -6,23 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::exposition::{counter, counters};
-use super::record::{ConnectFailure, Incident, ResponseFlag};
+use super::record::{ConnectFailure, Incident};
 
 /// Counters of what went wrong, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    refused: [AtomicU64; ResponseFlag::ALL.len()],
     connect_failures: [AtomicU64; ConnectFailure::ALL.len()],
     accept_failures: AtomicU64,
     direct_connections: AtomicU64,
 }
 
 impl Counters {
-    /// Counts a connection that never was open on both sides.
-    pub(super) fn refused(&self, flag: ResponseFlag) {
-        increment(self.refused.get(flag as usize));
-    }
-
     pub(super) fn incident(&self, incident: Incident) {
         match incident {
             Incident::ConnectFailure(kind) => increment(self.connect_failures.get(kind as usize)),
@@ -32,17 +26,6 @@ impl Counters {
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let refused = ResponseFlag::ALL.iter().zip(&self.refused);
-        counters(
-            encoder,
-            "mesh_agent_connections_refused",
-            "Connections that were never open on both sides, by reason",
-            "response_flags",
-            // No connection is refused in good order.
-            refused
-                .filter(|(flag, _)| **flag != ResponseFlag::None)
-                .map(|(flag, n)| (flag.as_str(), load(n))),
-        )?;
         let failures = ConnectFailure::ALL.iter().zip(&self.connect_failures);
         counters(
             encoder,

@@ -8,7 +8,9 @@ use prometheus_client::encoding::{
     EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
 };
 
-use super::record::{ConnectionRecord, ConnectionSecurity, Reporter, ResponseFlag, Transport};
+use mesh_xds::identity::Identity;
+
+use super::record::{ConnectionRecord, ConnectionSecurity, Peer, Reporter, ResponseFlag, Transport};
 use crate::config::Workload;
 
 /// What a label says where nothing is known.
@@ -26,20 +28,27 @@ pub(super) struct TrafficLabels {
     reporter: Reporter,
     transport: Transport,
     security: ConnectionSecurity,
-    source: Option<Party>,
-    destination: Option<Party>,
+    source: Party,
+    destination: Party,
     service: Option<ServiceLabels>,
 }
 
-/// One end of the connection, as far as metrics are concerned: a workload (a Deployment, say), not a single pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// One end of the connection, as far as metrics are concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Party {
-    workload: Arc<str>,
+    /// Who has that address, where the mesh knows.
+    workload: Option<WorkloadLabels>,
+    /// Who it has proved to be. Never taken from the workload: an address proves nothing.
+    principal: Option<Arc<Identity>>,
+}
+
+/// A workload (a Deployment, say), not a single pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct WorkloadLabels {
+    name: Arc<str>,
     namespace: Arc<str>,
     canonical_service: Arc<str>,
     canonical_revision: Arc<str>,
-    trust_domain: Arc<str>,
-    service_account: Arc<str>,
     cluster: Arc<str>,
 }
 
@@ -53,13 +62,12 @@ struct ServiceLabels {
 impl TrafficLabels {
     /// The labels of a connection.
     pub(super) fn of(record: &ConnectionRecord) -> Self {
-        let destination = record.destination.as_ref().and_then(|peer| peer.workload.as_ref());
         Self {
             reporter: record.direction.reporter(),
             transport: record.transport,
             security: record.security,
-            source: record.source.workload.as_deref().map(Party::of),
-            destination: destination.map(|workload| Party::of(workload)),
+            source: Party::of(&record.source),
+            destination: record.destination.as_ref().map(Party::of).unwrap_or_default(),
             service: record.service.as_ref().map(|service| ServiceLabels {
                 host: Arc::clone(&service.id.hostname),
                 name: Arc::clone(&service.name),
@@ -68,7 +76,7 @@ impl TrafficLabels {
         }
     }
 
-    /// `connection_security_policy`: the client's side cannot vouch for the server's, says Istio.
+    /// `connection_security_policy`: without a tunnel of its own the client's side cannot tell, says Istio.
     fn security_policy(&self) -> &'static str {
         match (self.reporter, self.security) {
             (Reporter::Source, ConnectionSecurity::None) => UNKNOWN,
@@ -78,26 +86,29 @@ impl TrafficLabels {
 }
 
 impl Party {
+    fn of(peer: &Peer) -> Self {
+        Self { workload: peer.workload.as_deref().map(WorkloadLabels::of), principal: peer.identity.clone() }
+    }
+}
+
+impl WorkloadLabels {
     fn of(workload: &Workload) -> Self {
         Self {
-            workload: Arc::clone(&workload.workload_name),
+            name: Arc::clone(&workload.workload_name),
             namespace: Arc::clone(&workload.namespace),
             canonical_service: Arc::clone(&workload.canonical_name),
             canonical_revision: Arc::clone(&workload.canonical_revision),
-            trust_domain: Arc::clone(&workload.trust_domain),
-            service_account: Arc::clone(&workload.service_account),
             cluster: Arc::clone(&workload.cluster),
         }
     }
 }
 
 /// A SPIFFE identity, written without an allocation.
-struct Principal<'a>(&'a Party);
+struct Principal<'a>(&'a Identity);
 
 impl EncodeLabelValue for Principal<'_> {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        let Party { trust_domain, namespace, service_account, .. } = self.0;
-        write!(encoder, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        write!(encoder, "{}", self.0)
     }
 }
 
@@ -154,8 +165,8 @@ impl EncodeLabelSet for SeriesLabels<'_> {
             None => OVERFLOW,
         };
         writer.label("reporter", reporter)?;
-        writer.party(&SOURCE, labels.and_then(|labels| labels.source.as_ref()))?;
-        writer.party(&DESTINATION, labels.and_then(|labels| labels.destination.as_ref()))?;
+        writer.party(&SOURCE, labels.map(|labels| &labels.source))?;
+        writer.party(&DESTINATION, labels.map(|labels| &labels.destination))?;
         match labels.map(|labels| (&labels.service, labels.transport)) {
             Some((Some(service), _)) => writer.service(&service.host, &service.name, &service.namespace)?,
             Some((None, Transport::Passthrough)) => writer.service(UNKNOWN, PASSTHROUGH, UNKNOWN)?,
@@ -185,18 +196,19 @@ impl Writer<'_, '_> {
     }
 
     fn party(&mut self, keys: &PartyKeys, party: Option<&Party>) -> fmt::Result {
-        let text = |part: fn(&Party) -> &Arc<str>| party.map_or(UNKNOWN, |party| part(party));
-        self.label(keys.workload, text(|party| &party.workload))?;
-        self.label(keys.canonical_service, text(|party| &party.canonical_service))?;
-        self.label(keys.canonical_revision, text(|party| &party.canonical_revision))?;
-        self.label(keys.namespace, text(|party| &party.namespace))?;
-        match party {
-            Some(party) => (keys.principal, Principal(party)).encode(self.encoder.encode_label())?,
+        let workload = party.and_then(|party| party.workload.as_ref());
+        let text = |part: fn(&WorkloadLabels) -> &Arc<str>| workload.map_or(UNKNOWN, |known| part(known));
+        self.label(keys.workload, text(|known| &known.name))?;
+        self.label(keys.canonical_service, text(|known| &known.canonical_service))?;
+        self.label(keys.canonical_revision, text(|known| &known.canonical_revision))?;
+        self.label(keys.namespace, text(|known| &known.namespace))?;
+        match party.and_then(|party| party.principal.as_deref()) {
+            Some(principal) => (keys.principal, Principal(principal)).encode(self.encoder.encode_label())?,
             None => self.label(keys.principal, UNKNOWN)?,
         }
-        self.label(keys.app, text(|party| &party.canonical_service))?;
-        self.label(keys.version, text(|party| &party.canonical_revision))?;
-        self.label(keys.cluster, text(|party| &party.cluster))
+        self.label(keys.app, text(|known| &known.canonical_service))?;
+        self.label(keys.version, text(|known| &known.canonical_revision))?;
+        self.label(keys.cluster, text(|known| &known.cluster))
     }
 
     fn service(&mut self, host: &str, name: &str, namespace: &str) -> fmt::Result {

@@ -66,6 +66,18 @@ pub enum Transport {
     Kernel,
 }
 
+impl Transport {
+    /// The form that logs carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Passthrough => "passthrough",
+            Self::Hbone => "hbone",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
 /// How the two ends know each other. Istio's `connection_security_policy`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use mesh_xds::identity::Identity;
+
 use super::record::{ConnectionRecord, ConnectionSecurity, Direction, Peer, Traffic, Transport};
 use crate::config::{LoadBalancing, Service, ServiceName, TunnelProtocol, Workload};
 use crate::pods::Redirection;
@@ -49,6 +51,23 @@ pub(crate) fn service() -> Arc<Service> {
         waypoint: None,
         load_balancing: LoadBalancing::default(),
     })
+}
+
+/// The identity of service account `app` in namespace `shop`.
+pub(crate) fn identity(app: &str) -> Arc<Identity> {
+    Arc::new(Identity::new("cluster.local", "shop", app))
+}
+
+/// [`record`] through a tunnel, both ends proven.
+pub(crate) fn tunnelled(id: u64) -> ConnectionRecord {
+    let mut record = record(id);
+    record.transport = Transport::Hbone;
+    record.security = ConnectionSecurity::MutualTls;
+    record.source.identity = Some(identity("client"));
+    if let Some(destination) = &mut record.destination {
+        destination.identity = Some(identity("web"));
+    }
+    record
 }
 
 /// A connection from pod `client-1` through service `web.shop` to pod `web-1`, opened an hour after the epoch.

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use prometheus_client::encoding::text::encode;
 
-use super::testing::{record, workload};
+use super::testing::{record, tunnelled, workload};
 use super::*;
 
 fn telemetry() -> Arc<Telemetry> {
@@ -29,7 +29,7 @@ fn values(text: &str, metric: &str, labels: &[&str]) -> Vec<f64> {
 #[test]
 fn a_connection_has_istios_labels() {
     let telemetry = telemetry();
-    telemetry.opened(&Arc::new(record(1)));
+    telemetry.opened(&Arc::new(tunnelled(1)));
     let text = scrape(&telemetry);
     let line = text.lines().find(|line| line.starts_with("istio_tcp_connections_opened_total")).unwrap();
     let labels = [
@@ -54,10 +54,36 @@ fn a_connection_has_istios_labels() {
         r#"destination_service_name="web""#,
         r#"destination_service_namespace="shop""#,
         r#"request_protocol="tcp""#,
-        r#"connection_security_policy="unknown""#,
+        r#"connection_security_policy="mutual_tls""#,
         r#"response_flags="-""#,
     ];
     assert_eq!(line, format!("istio_tcp_connections_opened_total{{{}}} 1", labels.join(",")));
+}
+
+#[test]
+fn an_address_is_no_principal() {
+    let telemetry = telemetry();
+    let mut plain = record(1);
+    telemetry.opened(&Arc::new(plain));
+    plain = record(2);
+    plain.direction = Direction::Inbound;
+    telemetry.opened(&Arc::new(plain));
+    // A peer that the mesh does not know by its address, behind a gateway say, may still prove who it is.
+    let mut behind_a_gateway = tunnelled(3);
+    behind_a_gateway.source.workload = None;
+    telemetry.opened(&Arc::new(behind_a_gateway));
+
+    let text = scrape(&telemetry);
+    let opened = |labels: &[&str]| values(&text, "istio_tcp_connections_opened_total", labels);
+    let unproven = ["source_workload=\"client\"", "source_principal=\"unknown\""];
+    let unproven = [unproven.as_slice(), &["destination_principal=\"unknown\""]].concat();
+    assert_eq!(opened(&unproven).len(), 2);
+    let policy = |reporter, policy| opened(&[reporter, policy, "source_workload=\"client\""]);
+    assert_eq!(policy("reporter=\"source\"", "connection_security_policy=\"unknown\""), [1.0]);
+    assert_eq!(policy("reporter=\"destination\"", "connection_security_policy=\"none\""), [1.0]);
+    let proven =
+        ["source_workload=\"unknown\"", "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\""];
+    assert_eq!(opened(&proven), [1.0]);
 }
 
 #[test]
@@ -111,7 +137,7 @@ fn open_connections_are_listed_oldest_first_and_counted() {
 }
 
 #[test]
-fn a_refused_connection_is_counted_opened_closed_and_refused() {
+fn a_refused_connection_is_counted_opened_closed_and_failed() {
     let telemetry = telemetry();
     let mut refused = record(1);
     refused.destination = None;
@@ -124,8 +150,8 @@ fn a_refused_connection_is_counted_opened_closed_and_refused() {
     let unknown = ["destination_workload=\"unknown\"", "destination_service_name=\"web\""];
     assert_eq!(values(&text, "istio_tcp_connections_opened_total", &unknown), [1.0]);
     assert_eq!(values(&text, "istio_tcp_connections_closed_total", &["response_flags=\"UH\""]), [1.0]);
-    let refused = |flag: &str| values(&text, "mesh_agent_connections_refused_total", &[flag]);
-    assert_eq!((refused("=\"UH\""), refused("=\"UO\"")), (vec![1.0], vec![0.0]));
+    assert_eq!(values(&text, "istio_tcp_connections_failed_total", &unknown), [1.0]);
+    assert_eq!(values(&text, "istio_tcp_connections_failed_total", &["response_flags=\"UH\""]), [1.0]);
     assert_eq!(values(&text, "mesh_agent_connect_failures_total", &["reason=\"timed_out\""]), [1.0]);
     assert_eq!(values(&text, "mesh_agent_accept_failures_total", &[]), [1.0]);
     assert_eq!(values(&text, "mesh_agent_connections_open", &[]), [0.0, 0.0]);

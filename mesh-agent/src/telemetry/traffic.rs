@@ -55,11 +55,16 @@ pub(super) struct TrafficMetrics {
 /// `Series::users` of a series that has been dropped from the table.
 const RETIRED: u32 = u32::MAX;
 
+/// A counter per kind of end.
+type ByFlag = [AtomicU64; ResponseFlag::ALL.len()];
+
 /// The counters of one label set.
 #[derive(Debug, Default)]
 struct Series {
     opened: AtomicU64,
-    closed: [AtomicU64; ResponseFlag::ALL.len()],
+    closed: ByFlag,
+    /// Those of the closed that never were open on both sides.
+    failed: ByFlag,
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     /// Connections that count here now, or [`RETIRED`].
@@ -100,9 +105,14 @@ impl SeriesUse {
     }
 
     pub(super) fn closed(&self, flag: ResponseFlag) {
-        if let Some(count) = self.series.closed.get(flag as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        increment(&self.series.closed, flag);
+    }
+
+    /// A connection was refused: it was never open, but opened and closed connections must balance.
+    pub(super) fn failed(&self, flag: ResponseFlag) {
+        self.opened();
+        increment(&self.series.failed, flag);
+        increment(&self.series.closed, flag);
     }
 }
 
@@ -189,7 +199,7 @@ impl TrafficMetrics {
         self.overflow.opened.load(Ordering::Relaxed)
     }
 
-    /// Writes the four metrics.
+    /// Writes the metrics.
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let table = self.known.load_full();
         let mut series: Vec<_> = table.iter().map(|(labels, series)| (Some(&**labels), &**series)).collect();
@@ -207,21 +217,32 @@ impl TrafficMetrics {
         // Istio's words are the proxy's: it receives requests and sends responses.
         family("istio_tcp_received_bytes", "Bytes from clients to servers", |series| &series.request_bytes)?;
         family("istio_tcp_sent_bytes", "Bytes from servers to clients", |series| &series.response_bytes)?;
-        let mut family = encoder.encode_descriptor(
-            "istio_tcp_connections_closed",
-            "TCP connections closed, by how they ended",
-            None,
-            MetricType::Counter,
-        )?;
-        for (labels, series) in &series {
-            for (flag, count) in ResponseFlag::ALL.iter().zip(&series.closed) {
-                let count = count.load(Ordering::Relaxed);
-                if count > 0 {
-                    line(&mut family, *labels, *flag, count)?;
+        let mut by_flag = |name, help, counts: fn(&Series) -> &ByFlag| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, series) in &series {
+                for (flag, count) in ResponseFlag::ALL.iter().zip(counts(series)) {
+                    let count = count.load(Ordering::Relaxed);
+                    if count > 0 {
+                        line(&mut family, *labels, *flag, count)?;
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        by_flag("istio_tcp_connections_closed", "TCP connections closed, by how they ended", |series| {
+            &series.closed
+        })?;
+        by_flag(
+            "istio_tcp_connections_failed",
+            "TCP connections that never were open on both sides, by the reason",
+            |series| &series.failed,
+        )
+    }
+}
+
+fn increment(counts: &ByFlag, flag: ResponseFlag) {
+    if let Some(count) = counts.get(flag as usize) {
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 

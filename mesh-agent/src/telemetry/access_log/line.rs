@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::{AccessLogFormat, Ended};
-use crate::config::Workload;
 use crate::telemetry::record::Peer;
 
 /// One line, as pairs in the order they are written.
@@ -29,7 +28,7 @@ enum Value {
 impl Line {
     pub(super) fn of(ended: &Ended) -> Self {
         let Ended { record, end, duration } = ended;
-        let mut line = Self { pairs: Vec::with_capacity(20) };
+        let mut line = Self { pairs: Vec::with_capacity(24) };
         line.text("time", timestamp(record.opened_at + *duration));
         line.text("direction", record.direction.as_str());
         line.peer(&SOURCE, &record.source);
@@ -43,6 +42,8 @@ impl Line {
         if let Some(service) = &record.service {
             line.text("dst.service", &service.id.hostname);
         }
+        line.text("transport", record.transport.as_str());
+        line.text("security", record.security.as_str());
         // As Envoy and ztunnel count: the proxy receives requests and sends responses.
         line.pairs.push(("bytes_sent", Value::Count(record.traffic.received())));
         line.pairs.push(("bytes_recv", Value::Count(record.traffic.sent())));
@@ -64,7 +65,10 @@ impl Line {
         if let Some(workload) = &peer.workload {
             self.text(keys.workload, &workload.name);
             self.text(keys.namespace, &workload.namespace);
-            self.text(keys.identity, identity(workload));
+        }
+        // Where it is missing, nothing was proved.
+        if let Some(identity) = &peer.identity {
+            self.text(keys.identity, identity);
         }
     }
 
@@ -124,11 +128,6 @@ const DESTINATION: PeerKeys = PeerKeys {
 /// forge a pair or a line.
 fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/[]@%".contains(&byte))
-}
-
-fn identity(workload: &Workload) -> String {
-    let Workload { trust_domain, namespace, service_account, .. } = workload;
-    format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
 }
 
 /// IPv4 as IPv4, also where the socket was an IPv6 one.

@@ -2,7 +2,7 @@ use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 
 use super::super::record::ResponseFlag;
-use super::super::testing::record;
+use super::super::testing::{record, tunnelled};
 use super::*;
 
 fn ended(record: ConnectionRecord, end: ConnectionEnd) -> Ended {
@@ -19,7 +19,7 @@ fn written(ended: &Ended, format: AccessLogFormat) -> String {
 
 #[test]
 fn a_line_of_text_says_who_where_and_how_much() {
-    let line = written(&ended(record(1), ConnectionEnd::default()), AccessLogFormat::Text);
+    let line = written(&ended(tunnelled(1), ConnectionEnd::default()), AccessLogFormat::Text);
     assert_eq!(
         line,
         "time=1970-01-01T01:00:00.012345Z direction=outbound \
@@ -28,13 +28,13 @@ fn a_line_of_text_says_who_where_and_how_much() {
          dst.addr=10.0.2.1:8080 dst.workload=web-1 dst.namespace=shop \
          dst.identity=spiffe://cluster.local/ns/shop/sa/web \
          dst.original_addr=10.96.0.1:80 dst.service=web.shop.svc.cluster.local \
-         bytes_sent=4500 bytes_recv=120 duration_ms=12.345 attempts=1 response_flags=-\n"
+         transport=hbone security=mutual_tls bytes_sent=4500 bytes_recv=120 duration_ms=12.345 attempts=1 response_flags=-\n"
     );
 }
 
 #[test]
 fn a_line_of_json_says_the_same() {
-    let line = written(&ended(record(1), ConnectionEnd::default()), AccessLogFormat::Json);
+    let line = written(&ended(tunnelled(1), ConnectionEnd::default()), AccessLogFormat::Json);
     assert_eq!(
         line,
         concat!(
@@ -44,6 +44,7 @@ fn a_line_of_json_says_the_same() {
             r#""dst.addr":"10.0.2.1:8080","dst.workload":"web-1","dst.namespace":"shop","#,
             r#""dst.identity":"spiffe://cluster.local/ns/shop/sa/web","#,
             r#""dst.original_addr":"10.96.0.1:80","dst.service":"web.shop.svc.cluster.local","#,
+            r#""transport":"hbone","security":"mutual_tls","#,
             r#""bytes_sent":4500,"bytes_recv":120,"duration_ms":12.345,"attempts":1,"response_flags":"-"}"#,
             "\n"
         )
@@ -63,9 +64,30 @@ fn what_is_unknown_is_left_out_and_an_error_is_quoted() {
     assert_eq!(
         written(&ended(refused, end), AccessLogFormat::Text),
         "time=1970-01-01T01:00:00.012345Z direction=outbound src.addr=192.0.2.7:1234 \
-         dst.original_addr=[fd00::1]:80 bytes_sent=4500 bytes_recv=120 duration_ms=12.345 attempts=0 \
+         dst.original_addr=[fd00::1]:80 transport=plain security=none bytes_sent=4500 bytes_recv=120 duration_ms=12.345 attempts=0 \
          response_flags=NR error=\"no \\\"port\\\" 80\\nforged=1\"\n"
     );
+}
+
+#[test]
+fn an_address_is_no_identity_and_a_refusal_says_who_asked() {
+    let mut denied = tunnelled(1);
+    denied.direction = crate::telemetry::Direction::Inbound;
+    denied.service = None;
+    if let Some(destination) = &mut denied.destination {
+        destination.identity = None;
+        denied.original_destination = destination.address;
+    }
+    let end = ConnectionEnd {
+        flag: ResponseFlag::Denied,
+        detail: Some("denied by AuthorizationPolicy shop/web-allow: no rule matches".into()),
+    };
+    let line: serde_json::Value =
+        serde_json::from_str(&written(&ended(denied, end), AccessLogFormat::Json)).unwrap();
+    assert_eq!(line["src.identity"], "spiffe://cluster.local/ns/shop/sa/client");
+    assert_eq!((line.get("dst.identity"), &line["dst.workload"]), (None, &"web-1".into()));
+    assert_eq!(line["response_flags"], "UAEX");
+    assert_eq!(line["error"], "denied by AuthorizationPolicy shop/web-allow: no rule matches");
 }
 
 /// Accepts nothing until it is told to.
