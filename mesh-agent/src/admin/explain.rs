@@ -10,7 +10,6 @@ use std::sync::Arc;
 use super::api::{Explanation, PeerInfo, SteeringStage, SteeringVerdict};
 use super::routes::ApiError;
 use super::state::{AdminState, KernelAnswer};
-use super::views::identity;
 use crate::config::Snapshot;
 use crate::pods::{LocalPod, LocalPods, Reason};
 use crate::telemetry::Direction;
@@ -96,7 +95,8 @@ fn peer(mesh: &Snapshot, address: SocketAddr) -> PeerInfo {
         address: if address.port() == 0 { address.ip().to_string() } else { address.to_string() },
         namespace: workload.map(|workload| workload.namespace.to_string()),
         name: workload.map(|workload| workload.name.to_string()),
-        identity: workload.map(|workload| identity(workload)),
+        identity: workload.map(|workload| workload.identity().to_string()),
+        principal: None,
         node: workload.map(|workload| workload.node.to_string()),
     }
 }

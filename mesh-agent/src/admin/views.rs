@@ -172,11 +172,6 @@ fn text<T: ToString>(values: impl IntoIterator<Item = T>) -> Vec<String> {
     values.into_iter().map(|value| value.to_string()).collect()
 }
 
-pub(super) fn identity(workload: &Workload) -> String {
-    let Workload { trust_domain, namespace, service_account, .. } = workload;
-    format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
-}
-
 fn workload_info(mesh: &Snapshot, workload: &Workload) -> WorkloadInfo {
     let load = mesh.load(&workload.uid);
     WorkloadInfo {
@@ -184,7 +179,7 @@ fn workload_info(mesh: &Snapshot, workload: &Workload) -> WorkloadInfo {
         namespace: workload.namespace.to_string(),
         name: workload.name.to_string(),
         workload: workload.workload_name.to_string(),
-        identity: identity(workload),
+        identity: workload.identity().to_string(),
         addresses: text(&workload.addresses),
         node: workload.node.to_string(),
         local: workload.node == mesh.node().name,
@@ -278,6 +273,7 @@ fn connection_info(record: &ConnectionRecord) -> ConnectionInfo {
         id: record.id,
         direction: record.direction,
         transport: record.transport,
+        security: record.security,
         source: peer_info(&record.source),
         original_destination: record.original_destination.to_string(),
         destination: record.destination.as_ref().map(peer_info),
@@ -296,7 +292,8 @@ fn peer_info(peer: &Peer) -> PeerInfo {
         address: peer.address.to_string(),
         namespace: workload.map(|workload| workload.namespace.to_string()),
         name: workload.map(|workload| workload.name.to_string()),
-        identity: workload.map(|workload| identity(workload)),
+        identity: workload.map(|workload| workload.identity().to_string()),
+        principal: peer.identity.as_ref().map(ToString::to_string),
         node: workload.map(|workload| workload.node.to_string()),
     }
 }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::admin::api::{ConnectionInfo, PeerInfo, path};
-use crate::telemetry::{Direction, Transport};
+use crate::telemetry::{ConnectionSecurity, Direction, Transport};
 
 use super::screen::{DUBIOUS, EMPHASIS, FAINT, GOOD, PLAIN, Screen, faint};
 use super::table::{Cell, Table, numbers, words};
-use super::text::{age, bytes, plural, short_service};
+use super::text::{age, bytes, plural, short_identity, short_service};
 use super::{Context, MeshctlError, Output, REFRESH};
 
 #[derive(Debug, Args)]
@@ -27,6 +27,18 @@ pub(super) struct ConnectionsArgs {
     /// Only connections from or to a pod with this in its name or address.
     #[arg(short, long, value_name = "TEXT")]
     pod: Option<String>,
+
+    /// Only connections from or to somebody who has proved an identity with this in it.
+    #[arg(long, value_name = "TEXT")]
+    principal: Option<String>,
+
+    /// Only connections whose ends know each other like this.
+    #[arg(long, value_enum)]
+    security: Option<ConnectionSecurity>,
+
+    /// Only connections whose bytes travel like this.
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
 }
 
 impl ConnectionsArgs {
@@ -38,7 +50,14 @@ impl ConnectionsArgs {
                 end.address.contains(text) || end.name.as_ref().is_some_and(|name| name.contains(text))
             })
         };
-        self.namespace.as_deref().is_none_or(in_namespace) && self.pod.as_deref().is_none_or(of_pod)
+        let of_principal = |text: &str| {
+            ends().any(|end| end.principal.as_ref().is_some_and(|principal| principal.contains(text)))
+        };
+        self.namespace.as_deref().is_none_or(in_namespace)
+            && self.pod.as_deref().is_none_or(of_pod)
+            && self.principal.as_deref().is_none_or(of_principal)
+            && self.security.is_none_or(|security| connection.security == security)
+            && self.transport.is_none_or(|transport| connection.transport == transport)
     }
 }
 
@@ -117,7 +136,9 @@ fn print(screen: &mut Screen, connections: &[ConnectionInfo], before: Option<&Ra
         numbers("RECEIVED"),
         numbers("RATE"),
         numbers("AGE"),
-        words("VERDICT").expendable(2),
+        words("SECURITY"),
+        words("PRINCIPALS").shrinks().expendable(3),
+        words("WAY").expendable(2),
     ]);
     for connection in connections {
         let rate = before.and_then(|before| before.rate(connection));
@@ -137,7 +158,9 @@ fn print(screen: &mut Screen, connections: &[ConnectionInfo], before: Option<&Ra
                 Some(rate) => format!("{}/s", bytes(rate)).into(),
             },
             age(Duration::from_millis(connection.age_milliseconds)).into(),
-            verdict(connection),
+            security(connection.security),
+            principals(connection).into(),
+            way(connection),
         ]);
     }
     table.print(screen)?;
@@ -170,7 +193,27 @@ fn requested(connection: &ConnectionInfo) -> Cell {
     }
 }
 
-fn verdict(connection: &ConnectionInfo) -> Cell {
+fn security(security: ConnectionSecurity) -> Cell {
+    match security {
+        ConnectionSecurity::None => Cell::styled(DUBIOUS, "none"),
+        ConnectionSecurity::SameNode => Cell::styled(GOOD, "same node"),
+        ConnectionSecurity::MutualTls => Cell::styled(GOOD, "mutual TLS"),
+    }
+}
+
+/// Who the two ends have proved to be.
+fn principals(connection: &ConnectionInfo) -> String {
+    let of = |peer: Option<&PeerInfo>| peer.and_then(|peer| peer.principal.as_deref()).map(short_identity);
+    match (of(Some(&connection.source)), of(connection.destination.as_ref())) {
+        (None, None) => String::new(),
+        (source, destination) => {
+            let or_unknown = |principal: Option<String>| principal.unwrap_or_else(|| "?".into());
+            format!("{} → {}", or_unknown(source), or_unknown(destination))
+        }
+    }
+}
+
+fn way(connection: &ConnectionInfo) -> Cell {
     match (connection.transport, connection.attempts) {
         (Transport::Kernel, _) => Cell::styled(GOOD, "in the kernel"),
         (Transport::Hbone, 0 | 1) => Cell::styled(GOOD, "tunnelled"),

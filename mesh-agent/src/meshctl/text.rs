@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mesh_xds::identity::Identity;
+
 /// `1.5 KiB`.
 pub(super) fn bytes(count: u64) -> String {
     scaled(count, 1024, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
@@ -74,6 +76,14 @@ pub(super) fn short_service(id: &str) -> &str {
     hostname.find(".svc.").and_then(|end| hostname.get(..end)).unwrap_or(hostname)
 }
 
+/// `shop/web` for the identity `spiffe://cluster.local/ns/shop/sa/web`.
+pub(super) fn short_identity(identity: &str) -> String {
+    match identity.parse::<Identity>() {
+        Ok(identity) => format!("{}/{}", identity.namespace(), identity.service_account()),
+        Err(_) => identity.into(),
+    }
+}
+
 /// Lines of at most `width` characters, broken at spaces.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![];
@@ -135,6 +145,8 @@ mod tests {
         assert_eq!(short_uid("odd"), "odd");
         assert_eq!(short_service("shop/web.shop.svc.cluster.local"), "web.shop");
         assert_eq!(short_service("shop/api.example.com"), "api.example.com");
+        assert_eq!(short_identity("spiffe://cluster.local/ns/shop/sa/web"), "shop/web");
+        assert_eq!(short_identity("odd"), "odd");
         assert_eq!(shorten("web-7d4b9c6f5d-x8zq2", 11), "web-7…x8zq2");
         assert_eq!(shorten("web", 11), "web");
     }

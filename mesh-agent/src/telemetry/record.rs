@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
+use clap::ValueEnum;
 use mesh_xds::identity::Identity;
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +54,9 @@ impl Direction {
 }
 
 /// How the bytes travel from this agent onwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Transport {
     /// Plain TCP to an endpoint the mesh knows.
     Plain,
@@ -79,8 +81,9 @@ impl Transport {
 }
 
 /// How the two ends know each other. Istio's `connection_security_policy`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum ConnectionSecurity {
     /// Plain TCP: an address is all that is known.
     #[default]

@@ -115,17 +115,44 @@ fn connections_say_who_where_and_how_much() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(
         lines[0].trim_start(),
-        "CLIENT               TO           SERVER              SENT  RECEIVED    AGE  VERDICT"
+        "CLIENT               TO           SERVER              SENT  RECEIVED    AGE  SECURITY  WAY"
     );
     assert_eq!(
         lines[1],
-        "→  shop/client-1:40000  web.shop:80  shop/web-2:8080  1.5 KiB  10.0 MiB  2m 5s  proxied"
+        "→  shop/client-1:40000  web.shop:80  shop/web-2:8080  1.5 KiB  10.0 MiB  2m 5s  none      proxied"
     );
     let connections = json(&server, &["connections", "--pod", "web-2"]);
     assert_eq!(connections[0]["bytes_to_server"], 1536);
     assert_eq!(connections[0]["destination"]["name"], "web-2");
     assert_eq!(connections[0]["service"], "shop/web.shop.svc.cluster.local");
     assert_eq!(json(&server, &["connections", "--namespace", "bank"]), json!([]));
+}
+
+#[test]
+fn connections_say_who_has_proved_to_be_whom() {
+    let server = Server::start();
+    server.open_connection(1);
+    server.open_tunnelled(2);
+    let wide = command(&server, &["connections"]).env("COLUMNS", "140").output().unwrap();
+    let text = String::from_utf8(wide.stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[1].contains("2m 5s  none    "), "{text}");
+    assert!(lines[2].ends_with("2m 5s  mutual TLS  shop/client → shop/web  tunnelled"), "{text}");
+
+    let connections = json(&server, &["connections", "--security", "mutual_tls"]);
+    assert_eq!(connections.as_array().unwrap().len(), 1);
+    assert_eq!(connections[0]["source"]["principal"], "spiffe://cluster.local/ns/shop/sa/client");
+    assert_eq!(connections[0]["destination"]["principal"], "spiffe://cluster.local/ns/shop/sa/web");
+    let ids = |arguments: &[&str]| {
+        let connections = json(&server, &[&["connections"], arguments].concat());
+        connections.as_array().unwrap().iter().map(|known| known["id"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&["--transport", "plain"]), [1]);
+    assert_eq!(ids(&["--principal", "sa/web"]), [2]);
+    assert!(ids(&["--principal", "sa/other"]).is_empty());
+    let plain = json(&server, &["connections", "--security", "none"]);
+    assert_eq!(plain[0]["source"]["principal"], Value::Null);
+    assert_eq!(plain[0]["source"]["identity"], "spiffe://cluster.local/ns/shop/sa/client");
 }
 
 #[test]

@@ -179,12 +179,24 @@ impl Server {
         Self { levers, state, socket, http, runtime, _directory: directory }
     }
 
-    /// Opens a connection of `client-1` to `web-2` through the service; it stays open.
+    /// Opens a connection of `client-1` to `web-2` through the service, as plain text; it stays open.
     pub(crate) fn open_connection(&self, id: u64) -> Arc<ConnectionRecord> {
+        self.open(id, Transport::Plain, ConnectionSecurity::None)
+    }
+
+    /// The same through a tunnel, in which both ends have proved who they are.
+    pub(crate) fn open_tunnelled(&self, id: u64) -> Arc<ConnectionRecord> {
+        self.open(id, Transport::Hbone, ConnectionSecurity::MutualTls)
+    }
+
+    fn open(&self, id: u64, transport: Transport, security: ConnectionSecurity) -> Arc<ConnectionRecord> {
         let mesh = self.state.mesh.load();
         let peer = |address: &str| {
             let address: SocketAddr = address.parse().unwrap();
-            Peer { address, workload: mesh.workload_by_address(address.ip()).cloned(), identity: None }
+            let workload = mesh.workload_by_address(address.ip()).cloned();
+            let proven = workload.as_ref().filter(|_| security != ConnectionSecurity::None);
+            let identity = proven.map(|workload| Arc::new(workload.identity()));
+            Peer { address, workload, identity }
         };
         let record = Arc::new(ConnectionRecord {
             id,
@@ -193,8 +205,8 @@ impl Server {
             original_destination: "10.96.0.1:80".parse().unwrap(),
             destination: Some(peer("10.0.2.2:8080")),
             service: mesh.service(&web()).map(|entry| Arc::clone(&entry.service)),
-            transport: Transport::Plain,
-            security: ConnectionSecurity::None,
+            transport,
+            security,
             attempts: 1,
             worker: 0,
             opened_at: SystemTime::now(),

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::{Direction, Transport};
+use crate::telemetry::{ConnectionSecurity, Direction, Transport};
 
 /// One end of a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerInfo {
     /// Address and port.
     pub address: String,
@@ -13,8 +13,10 @@ pub struct PeerInfo {
     pub namespace: Option<String>,
     /// Name of its pod.
     pub name: Option<String>,
-    /// Its SPIFFE identity.
+    /// The SPIFFE identity of that workload.
     pub identity: Option<String>,
+    /// The SPIFFE identity it has proved, by its certificate or by sending from its own device on this node.
+    pub principal: Option<String>,
     /// Its node.
     pub node: Option<String>,
 }
@@ -28,6 +30,9 @@ pub struct ConnectionInfo {
     pub direction: Direction,
     /// How the bytes travel.
     pub transport: Transport,
+    /// How the two ends know each other.
+    #[serde(default)]
+    pub security: ConnectionSecurity,
     /// Who opened it.
     pub source: PeerInfo,
     /// Where the client wanted to go.
