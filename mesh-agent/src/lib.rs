@@ -6,6 +6,7 @@ pub mod admin;
 pub mod agent;
 pub mod config;
 pub mod enrolment;
+pub mod identity;
 pub mod meshctl;
 pub mod pods;
 pub mod proxy;

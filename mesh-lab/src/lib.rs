@@ -23,6 +23,7 @@
 //! ```
 
 pub mod background;
+pub mod certificates;
 pub mod echo;
 pub mod lab;
 pub mod machine;
