@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_xds::identity::Identity;
 use serde::Serialize;
 
 pub use redirection::{CidrSelection, PortSelection, Reason, Redirection, Verdict};
@@ -58,6 +59,17 @@ pub struct LocalPod {
     pub redirection: Redirection,
     /// What happens while no agent runs.
     pub failure_mode: FailureMode,
+}
+
+impl LocalPod {
+    /// Who the pod is, in the trust domain of its node.
+    pub fn identity(&self, trust_domain: &Arc<str>) -> Identity {
+        Identity::new(
+            Arc::clone(trust_domain),
+            Arc::clone(&self.namespace),
+            Arc::clone(&self.service_account),
+        )
+    }
 }
 
 /// An immutable set of local pods, indexed by address and by uid.

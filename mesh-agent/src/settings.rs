@@ -320,6 +320,7 @@ impl RunArgs {
             name: self.node.node_name.as_str().into(),
             cluster: self.cluster_id.as_str().into(),
             network: self.network.as_str().into(),
+            trust_domain: "cluster.local".into(),
             ..LocalNode::default()
         }
     }

@@ -10,3 +10,6 @@ pub mod server;
 
 mod text;
 mod time;
+
+/// The TCP port of tunnels (HBONE): HTTP/2 CONNECT over mutual TLS, at the address of the pod they lead to.
+pub const HBONE_PORT: u16 = 15008;

@@ -118,6 +118,7 @@ fn outbound_rule(pod: &LocalPod, destination: SocketAddr) -> String {
         }
         Reason::Port(port) => format!("its rule for port {port} says: {what}"),
         Reason::Cidr(range) => format!("its rule for {range} says: {what}"),
+        Reason::Tunnel => "the mesh's tunnels are always steered".into(),
     }
 }
 
@@ -128,6 +129,7 @@ fn inbound_rule(pod: &LocalPod, port: u16) -> String {
         (false, Reason::Default) => {
             format!("only some of its inbound ports are steered, and port {port} is not among them")
         }
+        (true, Reason::Tunnel) => "the mesh's tunnels are always steered".into(),
         (true, _) => format!("its rule for port {port} says: steered"),
         (false, _) => format!("its rule for port {port} says: left alone"),
     }

@@ -187,6 +187,7 @@ fn workload_info(mesh: &Snapshot, workload: &Workload) -> WorkloadInfo {
         protocol: match workload.tunnel {
             TunnelProtocol::None => "tcp".into(),
             TunnelProtocol::Hbone => "hbone".into(),
+            TunnelProtocol::NativeHbone => "native_hbone".into(),
         },
         healthy: workload.healthy,
         weight: workload.weight,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_xds::HBONE_PORT;
 use mesh_xds::proto::{UnpackError, mesh, workload as wire};
 
 use super::model::{
@@ -20,8 +21,6 @@ mod tests;
 
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
-/// Port of the tunnel protocol where a gateway names none.
-const HBONE_PORT: u16 = 15008;
 
 /// Why a resource cannot be used. The last good version of it stays.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -121,6 +120,7 @@ fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
     let redirection = rules.map(redirection).transpose()?.unwrap_or_default();
     let status = known::<wire::WorkloadStatus>("status", message.status)?;
     let tunnel = match known::<wire::TunnelProtocol>("tunnel_protocol", message.tunnel_protocol)? {
+        wire::TunnelProtocol::Hbone if message.native_tunnel => TunnelProtocol::NativeHbone,
         wire::TunnelProtocol::Hbone => TunnelProtocol::Hbone,
         // A sidecar accepts plain TCP too unless it is strict; it is not ours to speak its protocol.
         wire::TunnelProtocol::None | wire::TunnelProtocol::LegacyIstioMtls => TunnelProtocol::None,

@@ -58,6 +58,8 @@ pub enum TunnelProtocol {
     None,
     /// HTTP/2 CONNECT over mutual TLS, port 15008: the workload is enrolled in the mesh.
     Hbone,
+    /// The same, but spoken by the workload itself (a waypoint, a gateway): no agent does it in its place.
+    NativeHbone,
 }
 
 /// Where a workload runs.
@@ -122,6 +124,15 @@ pub enum GatewayAddress {
     Service(ServiceName),
     /// An address.
     Address(NetworkAddress),
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => name.fmt(out),
+            Self::Address(address) => address.fmt(out),
+        }
+    }
 }
 
 /// One port of a service and where it leads.

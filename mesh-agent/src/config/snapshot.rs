@@ -25,6 +25,8 @@ pub struct LocalNode {
     pub cluster: Arc<str>,
     /// Network of its pods.
     pub network: Arc<str>,
+    /// Trust domain of its pods' identities.
+    pub trust_domain: Arc<str>,
     /// Where it is; known once a workload of the node is.
     pub locality: Locality,
 }
@@ -159,6 +161,11 @@ impl Snapshot {
         self.services_by_address.get(&self.local(address))
     }
 
+    /// The service that has this virtual address in the network named with it.
+    pub fn service_by_network_address(&self, address: &NetworkAddress) -> Option<&Arc<ServiceEntry>> {
+        self.services_by_address.get(address)
+    }
+
     /// The service with this name.
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<ServiceEntry>> {
         self.services.get(name)
@@ -167,6 +174,11 @@ impl Snapshot {
     /// The workload that has this address in the node's network.
     pub fn workload_by_address(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads_by_address.get(&self.local(address))
+    }
+
+    /// The workload that has this address in the network named with it.
+    pub fn workload_by_network_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.workloads_by_address.get(address)
     }
 
     /// The workload with this uid.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_xds::HBONE_PORT;
 use serde::Serialize;
 
 /// The ports that are included.
@@ -69,6 +70,8 @@ pub enum Reason {
     Port(u16),
     /// The longest matching range decided.
     Cidr(IpNet),
+    /// The tunnels of other agents end here, whatever the rules say of the ports behind them.
+    Tunnel,
 }
 
 impl Redirection {
@@ -100,6 +103,9 @@ impl Redirection {
 
     /// Decides a connection that somebody opens to the pod's `port`.
     pub fn inbound(&self, port: u16) -> Verdict {
+        if port == HBONE_PORT {
+            return Verdict { captured: true, reason: Reason::Tunnel };
+        }
         if self.exclude_inbound_ports.contains(&port) {
             return Verdict { captured: false, reason: Reason::Port(port) };
         }
@@ -176,5 +182,15 @@ mod tests {
         assert!(rules.inbound(80).captured);
         assert!(!rules.inbound(81).captured);
         assert!(!rules.inbound(82).captured);
+    }
+
+    #[test]
+    fn tunnels_always_reach_the_agent() {
+        let rules = Redirection {
+            include_inbound_ports: PortSelection::Only([80].into()),
+            exclude_inbound_ports: [HBONE_PORT].into(),
+            ..Redirection::default()
+        };
+        assert!(rules.inbound(HBONE_PORT).captured);
     }
 }

@@ -37,6 +37,11 @@ pub(super) struct Identified {
 }
 
 impl Identified {
+    /// Whether an endpoint can be reached.
+    pub(super) fn is_usable(&self, accepted: &Accepted, endpoint: &Endpoint) -> bool {
+        self.decision.is_usable(&self.snapshot, endpoint, accepted.original_destination)
+    }
+
     /// How to reach an endpoint of the service the connection was opened to.
     pub(super) fn endpoint_upstream(
         &self,

@@ -10,8 +10,12 @@ use std::sync::Arc;
 use serde::Serialize;
 use thiserror::Error;
 
+use mesh_xds::HBONE_PORT;
+use mesh_xds::identity::Identity;
+
 use crate::config::{
-    BalanceMode, Endpoint, EndpointLoad, Service, ServiceEntry, ServiceName, Snapshot, Workload,
+    BalanceMode, Endpoint, EndpointLoad, Gateway, Service, ServiceEntry, ServiceName, Snapshot,
+    TunnelProtocol, Workload,
 };
 use crate::pods::{LocalPod, LocalPods};
 use crate::telemetry::{Direction, ResponseFlag, Transport};
@@ -19,11 +23,15 @@ use crate::telemetry::{Direction, ResponseFlag, Transport};
 mod explain;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod upstream;
 
+use tunnel::{behind_gateway, waypoint_of};
 use upstream::{Client, endpoint_address, upstream};
 
-pub use explain::{Because, Candidate, Explanation, SetAside};
+pub use tunnel::TunnelPath;
+
+pub use explain::{Because, Candidate, Explanation, SetAside, Tunnel};
 
 /// What happens to a connection.
 #[derive(Debug, Clone)]
@@ -34,6 +42,8 @@ pub struct Decision {
     pub pod: Option<Arc<LocalPod>>,
     /// Who opened the connection, where the mesh knows.
     pub source: Option<Arc<Workload>>,
+    /// Who it has proved to be: an enrolled pod of this node, which nobody else can send in the name of.
+    pub identity: Option<Arc<Identity>>,
     /// The service it was opened to, if that was one.
     pub service: Option<Arc<Service>>,
     /// Where it leads.
@@ -49,6 +59,15 @@ pub enum Target {
         entry: Arc<ServiceEntry>,
         /// The port of the service.
         port: u16,
+    },
+    /// To one of the endpoints of a waypoint, which decides where it leads from there.
+    Waypoint {
+        /// The waypoint and its endpoints.
+        entry: Arc<ServiceEntry>,
+        /// Its port for tunnels.
+        port: u16,
+        /// What it is asked for: where the client wanted to go.
+        authority: Arc<str>,
     },
     /// To one place.
     Single(Upstream),
@@ -67,6 +86,8 @@ pub struct Upstream {
     pub source: SourceAddress,
     /// How the bytes get there.
     pub path: Path,
+    /// The tunnel, where the path is one.
+    pub tunnel: Option<Arc<TunnelPath>>,
     /// The pod, where it is enrolled on this node and the connection would be steered on its way to it: then this
     /// agent is also the one of the server's side.
     pub server_side: Option<Arc<LocalPod>>,
@@ -96,6 +117,8 @@ pub enum NotPreserved {
     TheClientItself,
     /// The client has no address of the destination's family.
     OtherFamily,
+    /// It is reached through a gateway, which may not know the way back to a pod.
+    OtherNetwork,
 }
 
 impl SourceAddress {
@@ -114,6 +137,12 @@ impl SourceAddress {
 pub enum Path {
     /// Straight to a pod of this node.
     SameNode,
+    /// Through a tunnel to the agent of its node.
+    Tunnel,
+    /// Through a tunnel to its waypoint.
+    Waypoint,
+    /// Through a tunnel to the gateway of its network, and in that through another to the agent of its node.
+    NetworkGateway,
     /// Plain TCP to a workload elsewhere.
     Remote,
     /// Plain TCP to something the mesh does not know.
@@ -126,6 +155,7 @@ impl Path {
         match self {
             Self::SameNode | Self::Remote => Transport::Plain,
             Self::Passthrough => Transport::Passthrough,
+            Self::Tunnel | Self::Waypoint | Self::NetworkGateway => Transport::Hbone,
         }
     }
 }
@@ -156,6 +186,22 @@ pub enum Refusal {
         /// Endpoints known, of any kind.
         known: usize,
     },
+    /// The client tries to speak the tunnel's protocol itself.
+    #[error(
+        "port {HBONE_PORT} of {workload} belongs to the mesh's tunnels; connect to a port of the workload's own"
+    )]
+    TunnelPort {
+        /// Uid of the workload.
+        workload: Arc<str>,
+    },
+    /// The waypoint that traffic has to pass is not known, or has nobody behind it.
+    #[error("the waypoint {waypoint} of {destination} is not known or has no endpoint")]
+    NoWaypoint {
+        /// The waypoint, by name or address.
+        waypoint: String,
+        /// The service or workload that has it.
+        destination: String,
+    },
     /// The client connected to the agent itself.
     #[error("dialled the agent's own listener; connections get here by steering only")]
     DialledDirectly,
@@ -165,8 +211,10 @@ impl Refusal {
     /// The kind of refusal, for reports.
     pub fn flag(&self) -> ResponseFlag {
         match self {
-            Self::NoSuchPort { .. } | Self::DialledDirectly => ResponseFlag::NoRoute,
-            Self::NoEndpoint { .. } => ResponseFlag::NoHealthyUpstream,
+            Self::NoSuchPort { .. } | Self::TunnelPort { .. } | Self::DialledDirectly => {
+                ResponseFlag::NoRoute
+            }
+            Self::NoEndpoint { .. } | Self::NoWaypoint { .. } => ResponseFlag::NoHealthyUpstream,
         }
     }
 }
@@ -175,8 +223,10 @@ impl Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unusable {
-    /// It is in another network, where its address means nothing here.
+    /// It is in another network, where its address means nothing here, and that network has no gateway.
     OtherNetwork,
+    /// It is in another network, whose gateway the mesh does not know.
+    UnknownGateway,
     /// It does not serve the port.
     NoPort,
     /// It has no address.
@@ -197,6 +247,7 @@ pub fn decide(
             direction: Direction::Outbound,
             pod: None,
             source: None,
+            identity: None,
             service: None,
             outcome: Err(Refusal::DialledDirectly),
         };
@@ -208,7 +259,7 @@ pub fn decide(
     if let Some(pod) = opener {
         decide_outbound(snapshot, pods, pod, client, destination)
     } else if let Some(pod) = pods.enrolled_by_address(destination.ip()) {
-        decide_inbound(snapshot, pod, client, destination)
+        decide_inbound(snapshot, pods, pod, client, destination)
     } else {
         decide_stray(snapshot, pods, client, destination)
     }
@@ -222,42 +273,83 @@ fn decide_outbound(
     client: SocketAddr,
     destination: SocketAddr,
 ) -> Decision {
-    let client_addresses = Client { ip: client.ip(), others: &pod.addresses };
-    let single = || {
-        let workload = snapshot.workload_by_address(destination.ip());
-        Target::Single(upstream(snapshot, pods, &client_addresses, workload, destination))
-    };
+    let source = snapshot.workload_by_address(client.ip());
     let decision = |service, outcome| Decision {
         direction: Direction::Outbound,
         pod: Some(Arc::clone(pod)),
-        source: snapshot.workload_by_address(client.ip()).cloned(),
+        source: source.cloned(),
+        identity: proven(snapshot, pod),
         service,
         outcome,
     };
-    let Some(entry) = snapshot.service_by_address(destination.ip()) else {
-        return decision(None, Ok(single()));
+    let client_addresses = Client { ip: client.ip(), others: &pod.addresses };
+    let through = |waypoint: &Gateway, of: &dyn std::fmt::Display| {
+        waypoint_of(snapshot, pods, &client_addresses, waypoint, destination).unwrap_or_else(|| {
+            Err(Refusal::NoWaypoint { waypoint: waypoint.address.to_string(), destination: of.to_string() })
+        })
     };
+    // A waypoint that goes on to what it stands in front of must not be sent back to itself.
+    let is_waypoint =
+        |waypoint: &Gateway| source.is_some_and(|known| tunnel::serves(snapshot, known, waypoint));
+
+    let Some(entry) = snapshot.service_by_address(destination.ip()) else {
+        let workload = snapshot.workload_by_address(destination.ip());
+        let waypoint = workload.and_then(|known| known.waypoint.as_ref()).filter(|known| !is_waypoint(known));
+        let outcome = match (workload, waypoint) {
+            (Some(known), _) if destination.port() == HBONE_PORT && known.tunnel != TunnelProtocol::None => {
+                Err(Refusal::TunnelPort { workload: Arc::clone(&known.uid) })
+            }
+            (Some(known), Some(waypoint)) => through(waypoint, &known.uid),
+            _ => Ok(Target::Single(upstream(snapshot, pods, &client_addresses, workload, destination))),
+        };
+        return decision(None, outcome);
+    };
+    let outcome = decide_service(snapshot, pods, &client_addresses, entry, destination, |waypoint| {
+        (!is_waypoint(waypoint)).then(|| through(waypoint, &entry.service.id))
+    });
+    decision(Some(Arc::clone(&entry.service)), outcome)
+}
+
+/// Decides a connection to a service. `through` leads to its waypoint, unless that is the client itself.
+fn decide_service(
+    snapshot: &Snapshot,
+    pods: &LocalPods,
+    client: &Client<'_>,
+    entry: &Arc<ServiceEntry>,
+    destination: SocketAddr,
+    through: impl Fn(&Gateway) -> Option<Result<Target, Refusal>>,
+) -> Result<Target, Refusal> {
     let service = &entry.service;
     let port = destination.port();
-    let outcome = if !service.ports.iter().any(|known| known.service_port == port) {
+    if !service.ports.iter().any(|known| known.service_port == port) {
         let ports = service.ports.iter().map(|known| known.service_port).collect();
-        Err(Refusal::NoSuchPort { service: service.id.clone(), port, ports })
-    } else if service.load_balancing.mode == BalanceMode::Passthrough {
-        Ok(single())
-    } else if !entry.tiers.iter().flat_map(|tier| tier.iter()).any(|endpoint| {
-        endpoint.workload.weight > 0
-            && endpoint_address(snapshot, service, endpoint, port, destination.ip()).is_ok()
-    }) {
-        Err(Refusal::NoEndpoint { service: service.id.clone(), port, known: entry.endpoints.len() })
-    } else {
-        Ok(Target::Service { entry: Arc::clone(entry), port })
+        return Err(Refusal::NoSuchPort { service: service.id.clone(), port, ports });
+    }
+    if let Some(outcome) = service.waypoint.as_ref().and_then(through) {
+        return outcome;
+    }
+    if service.load_balancing.mode == BalanceMode::Passthrough {
+        let workload = snapshot.workload_by_address(destination.ip());
+        return Ok(Target::Single(upstream(snapshot, pods, client, workload, destination)));
+    }
+    let may_be_chosen = |endpoint: &Endpoint| {
+        endpoint.workload.weight > 0 && check_endpoint(snapshot, service, endpoint, destination).is_ok()
     };
-    decision(Some(Arc::clone(service)), outcome)
+    if !entry.tiers.iter().flat_map(|tier| tier.iter()).any(may_be_chosen) {
+        return Err(Refusal::NoEndpoint { service: service.id.clone(), port, known: entry.endpoints.len() });
+    }
+    Ok(Target::Service { entry: Arc::clone(entry), port })
+}
+
+/// Who an enrolled pod is known to be, once its device is: packets with its address from any other are dropped.
+fn proven(snapshot: &Snapshot, pod: &LocalPod) -> Option<Arc<Identity>> {
+    pod.device.as_ref().map(|_| Arc::new(pod.identity(&snapshot.node().trust_domain)))
 }
 
 /// Decides a connection that somebody opened to the local `pod`.
 fn decide_inbound(
     snapshot: &Snapshot,
+    pods: &LocalPods,
     pod: &Arc<LocalPod>,
     client: SocketAddr,
     destination: SocketAddr,
@@ -276,12 +368,14 @@ fn decide_inbound(
         load: workload.and_then(|known| snapshot.load(&known.uid)).cloned(),
         source,
         path: Path::SameNode,
+        tunnel: None,
         server_side: None,
     });
     Decision {
         direction: Direction::Inbound,
         pod: Some(Arc::clone(pod)),
         source: snapshot.workload_by_address(client.ip()).cloned(),
+        identity: pods.enrolled_by_address(client.ip()).and_then(|client| proven(snapshot, client)),
         service: None,
         outcome: Ok(target),
     }
@@ -302,17 +396,34 @@ fn decide_stray(
     if !both_are_pods {
         upstream.source = SourceAddress::Node(NotPreserved::UnknownDestination);
     }
+    // Nobody's identity is left to open a tunnel with.
+    if upstream.tunnel.take().is_some() {
+        upstream.path = Path::Remote;
+    }
     Decision {
         direction: Direction::Outbound,
         pod: None,
         source: snapshot.workload_by_address(client.ip()).cloned(),
+        identity: None,
         service: None,
         outcome: Ok(Target::Single(upstream)),
     }
 }
 
 impl Decision {
-    /// How to reach an endpoint of the service the connection was opened to.
+    /// Whether an endpoint of where the connection leads can be reached. Cheaper than
+    /// [`endpoint_upstream`](Self::endpoint_upstream), which says how.
+    pub fn is_usable(&self, snapshot: &Snapshot, endpoint: &Endpoint, destination: SocketAddr) -> bool {
+        match &self.outcome {
+            Ok(Target::Service { entry, .. }) => {
+                check_endpoint(snapshot, &entry.service, endpoint, destination).is_ok()
+            }
+            Ok(Target::Waypoint { .. }) => tunnel::waypoint_address(snapshot, endpoint, destination).is_ok(),
+            Ok(Target::Single(_)) | Err(_) => false,
+        }
+    }
+
+    /// How to reach an endpoint of where the connection leads.
     pub fn endpoint_upstream(
         &self,
         snapshot: &Snapshot,
@@ -321,10 +432,48 @@ impl Decision {
         client: SocketAddr,
         destination: SocketAddr,
     ) -> Result<Upstream, Unusable> {
-        let service = self.service.as_ref().ok_or(Unusable::NoPort)?;
-        let address = endpoint_address(snapshot, service, endpoint, destination.port(), destination.ip())?;
         let others = self.pod.as_ref().map_or(&[][..], |pod| &pod.addresses);
         let client = Client { ip: client.ip(), others };
-        Ok(upstream(snapshot, pods, &client, Some(&endpoint.workload), address))
+        match &self.outcome {
+            Ok(Target::Waypoint { entry, port, authority }) => {
+                let address = tunnel::waypoint_address(snapshot, endpoint, destination)?;
+                let address = SocketAddr::new(address, *port);
+                Ok(tunnel::to_waypoint(
+                    snapshot,
+                    &client,
+                    Some(&entry.service),
+                    &endpoint.workload,
+                    address,
+                    authority,
+                ))
+            }
+            Ok(Target::Service { entry, port }) => {
+                let service = &entry.service;
+                if endpoint.workload.network != snapshot.node().network {
+                    return behind_gateway(snapshot, service, endpoint, *port);
+                }
+                let address = endpoint_address(service, endpoint, *port, destination.ip())?;
+                let mut upstream = upstream(snapshot, pods, &client, Some(&endpoint.workload), address);
+                if let Some(tunnel) = &mut upstream.tunnel {
+                    Arc::make_mut(tunnel).also_expect(service);
+                }
+                Ok(upstream)
+            }
+            Ok(Target::Single(_)) | Err(_) => Err(Unusable::NoPort),
+        }
+    }
+}
+
+/// Whether an endpoint can be reached for `service`.
+fn check_endpoint(
+    snapshot: &Snapshot,
+    service: &Service,
+    endpoint: &Endpoint,
+    destination: SocketAddr,
+) -> Result<(), Unusable> {
+    if endpoint.workload.network == snapshot.node().network {
+        endpoint_address(service, endpoint, destination.port(), destination.ip()).map(drop)
+    } else {
+        tunnel::gateway_of(snapshot, &endpoint.workload).map(drop)
     }
 }

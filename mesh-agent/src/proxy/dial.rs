@@ -92,7 +92,9 @@ pub(super) async fn dial(
         Target::Single(upstream) => attempt(worker, upstream.clone(), deadline, 1)
             .await
             .map_err(|last| DialError { attempts: 1, last: Some(last) }),
-        Target::Service { entry, .. } => dial_service(worker, accepted, identified, entry, deadline).await,
+        Target::Service { entry, .. } | Target::Waypoint { entry, .. } => {
+            dial_service(worker, accepted, identified, entry, deadline).await
+        }
     }
 }
 
@@ -111,7 +113,7 @@ async fn dial_service(
     let mut failed = DialError { attempts: 0, last: None };
     while failed.attempts < max_attempts && Instant::now() < deadline {
         // Choose
-        let usable = |endpoint: &Endpoint| upstream_of(endpoint).is_ok();
+        let usable = |endpoint: &Endpoint| identified.is_usable(accepted, endpoint);
         let Some((position, endpoint)) = balance::choose(entry, &tried, Instant::now(), &mut rng, usable)
         else {
             break;

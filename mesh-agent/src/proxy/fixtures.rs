@@ -90,7 +90,11 @@ pub(super) fn snapshot(
     services: impl IntoIterator<Item = Service>,
     workloads: impl IntoIterator<Item = Workload>,
 ) -> Arc<Snapshot> {
-    let mut store = Store::new(LocalNode { name: "n1".into(), ..LocalNode::default() });
+    let mut store = Store::new(LocalNode {
+        name: "n1".into(),
+        trust_domain: "cluster.local".into(),
+        ..LocalNode::default()
+    });
     let services = services.into_iter().map(|service| Change::Service(Arc::new(service)));
     let workloads = workloads.into_iter().map(|workload| Change::Workload(Arc::new(workload)));
     store.apply(services.chain(workloads));

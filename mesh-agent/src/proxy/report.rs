@@ -47,6 +47,7 @@ impl Report {
     pub(super) fn new(worker: &Rc<Worker>, accepted: &Accepted, decision: &Decision) -> Self {
         let transport = match &decision.outcome {
             Ok(Target::Single(upstream)) => upstream.path.transport(),
+            Ok(Target::Waypoint { .. }) => Transport::Hbone,
             Ok(Target::Service { .. }) | Err(_) => Transport::Plain,
         };
         let facts = Box::new(Facts {

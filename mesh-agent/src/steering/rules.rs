@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use mesh_common::{Action, Address, CidrRule, Direction, PodFlags, PortRule};
+use mesh_xds::HBONE_PORT;
 
 use super::SteeringError;
 use super::maps::{Maps, Range};
@@ -36,6 +37,11 @@ impl RuleSet {
         set.add_ports(Direction::Inbound, &redirection.exclude_inbound_ports, Action::PASS);
         set.add_ports(Direction::Outbound, &redirection.exclude_outbound_ports, Action::PASS);
         set.add_ranges(&redirection.exclude_outbound_cidrs, Action::PASS);
+        // Tunnels end at the agent whatever the rules say; where that is the default it takes no rule.
+        match redirection.include_inbound_ports {
+            PortSelection::All => set.ports.remove(&(Direction::Inbound, HBONE_PORT)),
+            PortSelection::Only(_) => set.ports.insert((Direction::Inbound, HBONE_PORT), Action::CAPTURE),
+        };
 
         let flags = PodFlags::default()
             .with(PodFlags::CAPTURE_INBOUND, redirection.include_inbound_ports == PortSelection::All)

@@ -49,6 +49,9 @@ fn describe(tier: usize, candidate: &Candidate) -> CandidateInfo {
         path: match candidate.path {
             Path::SameNode => "same node".into(),
             Path::Remote => "other node".into(),
+            Path::Tunnel => "tunnel to its node".into(),
+            Path::Waypoint => "tunnel to the waypoint".into(),
+            Path::NetworkGateway => "tunnel through its network's gateway".into(),
             Path::Passthrough => "past the mesh".into(),
         },
         preserved_source: preserved,
@@ -66,6 +69,7 @@ fn not_preserved(reason: NotPreserved) -> &'static str {
         NotPreserved::OutsideTheNodes => "the destination is on no node of the mesh",
         NotPreserved::HostNetwork => "the destination shares its node's address",
         NotPreserved::TheClientItself => "the destination is the client itself",
+        NotPreserved::OtherNetwork => "the destination is in another network",
         NotPreserved::OtherFamily => "the client has no address of the destination's family",
     }
 }
@@ -75,7 +79,8 @@ fn because(because: Because) -> &'static str {
         Because::NotReady => "not ready",
         Because::NoWeight => "its weight is 0",
         Because::TooFar => "too far: it does not share what the service asks for",
-        Because::Unusable(Unusable::OtherNetwork) => "in another network",
+        Because::Unusable(Unusable::OtherNetwork) => "in another network, which has no gateway",
+        Because::Unusable(Unusable::UnknownGateway) => "in another network, whose gateway is not known",
         Because::Unusable(Unusable::NoPort) => "does not serve the port",
         Because::Unusable(Unusable::NoAddress) => "has no address",
     }

@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mesh_xds::identity::Identity;
 use serde::Serialize;
 
 use crate::config::{Endpoint, EndpointLoad, LoadBalancing, Snapshot, Workload};
 use crate::pods::LocalPods;
 use crate::telemetry::{Direction, ResponseFlag};
 
-use super::{Decision, Path, Refusal, SourceAddress, Target, Unusable, Upstream, decide};
+use super::{
+    Decision, Path, Refusal, SourceAddress, Target, TunnelPath, Unusable, Upstream, check_endpoint, decide,
+};
 
 /// What would happen to a connection, and why.
 #[derive(Debug, Clone, Serialize)]
@@ -25,6 +28,8 @@ pub struct Explanation {
     pub pod: Option<Arc<str>>,
     /// Uid of the client's workload.
     pub source: Option<Arc<str>>,
+    /// Who the client has proved to be.
+    pub identity: Option<String>,
     /// The service, as `namespace/hostname`.
     pub service: Option<String>,
     /// How the service chooses among its endpoints.
@@ -52,6 +57,8 @@ pub struct Candidate {
     pub address: SocketAddr,
     /// How the bytes would get there.
     pub path: Path,
+    /// The tunnel they would go through.
+    pub tunnel: Option<Tunnel>,
     /// Which source address it would see.
     pub source_address: SourceAddress,
     /// Whether this node's agent would also take the server's side.
@@ -66,6 +73,19 @@ pub struct Candidate {
     pub failures: u32,
     /// Whether it is avoided for that.
     pub ejected: bool,
+}
+
+/// A tunnel that a connection could lead through.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tunnel {
+    /// Where it would be opened to.
+    pub gateway: SocketAddr,
+    /// Who may answer there.
+    pub expected: Vec<String>,
+    /// What it would be asked for.
+    pub authority: Arc<str>,
+    /// Who may answer at the end of a second tunnel within.
+    pub inner: Option<Vec<String>>,
 }
 
 /// An endpoint that cannot be chosen.
@@ -107,6 +127,7 @@ impl Explanation {
             direction: decision.direction,
             pod: decision.pod.as_ref().map(|pod| Arc::clone(&pod.uid)),
             source: decision.source.as_ref().map(|workload| Arc::clone(&workload.uid)),
+            identity: decision.identity.as_ref().map(ToString::to_string),
             service: decision.service.as_ref().map(|service| service.id.to_string()),
             load_balancing: decision.service.as_ref().map(|service| service.load_balancing.clone()),
             tiers: Vec::new(),
@@ -124,13 +145,27 @@ impl Explanation {
             self.tiers.push(vec![Candidate::new(upstream, now)]);
             return;
         }
-        let Some(entry) = snapshot.service_by_address(self.destination.ip()) else {
-            return;
+        let entry = match &decision.outcome {
+            Ok(Target::Service { entry, .. } | Target::Waypoint { entry, .. }) => entry,
+            Ok(Target::Single(_)) | Err(_) => match snapshot.service_by_address(self.destination.ip()) {
+                Some(entry) => entry,
+                None => return,
+            },
         };
         for tier in entry.tiers.iter() {
             let mut candidates = Vec::new();
             for endpoint in tier.iter() {
-                match decision.endpoint_upstream(snapshot, pods, endpoint, self.client, self.destination) {
+                let upstream = match &decision.outcome {
+                    Ok(_) => {
+                        decision.endpoint_upstream(snapshot, pods, endpoint, self.client, self.destination)
+                    }
+                    // Where the service is refused there is no way to any, but a reason why not.
+                    Err(_) => match check_endpoint(snapshot, &entry.service, endpoint, self.destination) {
+                        Ok(()) => continue,
+                        Err(unusable) => Err(unusable),
+                    },
+                };
+                match upstream {
                     Ok(_) if endpoint.workload.weight == 0 => self.leave_out(endpoint, Because::NoWeight),
                     Ok(upstream) => candidates.push(Candidate::new(&upstream, now)),
                     Err(unusable) => self.leave_out(endpoint, Because::Unusable(unusable)),
@@ -154,6 +189,18 @@ impl Explanation {
     }
 }
 
+impl From<&TunnelPath> for Tunnel {
+    fn from(path: &TunnelPath) -> Self {
+        let texts = |identities: &Arc<[Identity]>| identities.iter().map(ToString::to_string).collect();
+        Self {
+            gateway: path.gateway,
+            expected: texts(&path.expected),
+            authority: Arc::clone(&path.authority),
+            inner: path.inner.as_ref().map(texts),
+        }
+    }
+}
+
 impl Candidate {
     fn new(upstream: &Upstream, now: Instant) -> Self {
         let workload = |read: fn(&Workload) -> Arc<str>| upstream.workload.as_deref().map(read);
@@ -163,6 +210,7 @@ impl Candidate {
             node: workload(|known| Arc::clone(&known.node)),
             address: upstream.address,
             path: upstream.path,
+            tunnel: upstream.tunnel.as_deref().map(Tunnel::from),
             source_address: upstream.source,
             server_side: upstream.server_side.is_some(),
             weight: upstream.workload.as_ref().map_or(1, |known| known.weight),

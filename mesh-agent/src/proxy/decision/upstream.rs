@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{NotPreserved, Path, SourceAddress, Unusable, Upstream};
-use crate::config::{Endpoint, Service, Snapshot, Workload};
+use super::{NotPreserved, Path, SourceAddress, TunnelPath, Unusable, Upstream};
+use crate::config::{Endpoint, MutualTlsMode, Service, Snapshot, TunnelProtocol, Workload};
 use crate::pods::{LocalPod, LocalPods};
 
 /// The addresses a client may be given upstream.
@@ -17,16 +17,12 @@ pub(super) struct Client<'a> {
 
 /// The address of `endpoint` for a port of its service, of the family of `wanted` if it has one of that.
 pub(super) fn endpoint_address(
-    snapshot: &Snapshot,
     service: &Service,
     endpoint: &Endpoint,
     port: u16,
     wanted: IpAddr,
 ) -> Result<SocketAddr, Unusable> {
     let workload = &endpoint.workload;
-    if workload.network != snapshot.node().network {
-        return Err(Unusable::OtherNetwork);
-    }
     let of_service = || {
         let port = service.ports.iter().find(|known| known.service_port == port)?;
         (port.target_port != 0).then_some(port.target_port)
@@ -46,19 +42,22 @@ pub(super) fn upstream(
     address: SocketAddr,
 ) -> Upstream {
     let local_pod = pods.by_address(address.ip());
+    let path = path(snapshot, workload, local_pod.is_some(), address.port());
+    let tunnel = workload.filter(|_| path == Path::Tunnel).map(|known| TunnelPath::to(known, address));
     let steered = |pod: &&Arc<LocalPod>| pod.enrolled && pod.redirection.inbound(address.port()).captured;
     Upstream {
         address,
         workload: workload.cloned(),
         load: workload.and_then(|known| snapshot.load(&known.uid)).cloned(),
         source: source_address(client, workload, local_pod.is_some(), address.ip()),
-        path: path(snapshot, workload, local_pod.is_some()),
+        path,
+        tunnel: tunnel.map(Arc::new),
         server_side: local_pod.filter(steered).cloned(),
     }
 }
 
 /// Chooses which source address the destination sees.
-fn source_address(
+pub(super) fn source_address(
     client: &Client<'_>,
     workload: Option<&Arc<Workload>>,
     is_local_pod: bool,
@@ -82,13 +81,17 @@ fn source_address(
     }
 }
 
-/// Chooses how bytes get to a destination. This is the one place for it: a tunnel to the destination's agent is
-/// one more path, and the workload's `tunnel` says where there may be one.
-fn path(snapshot: &Snapshot, workload: Option<&Arc<Workload>>, is_local_pod: bool) -> Path {
-    match workload {
-        _ if is_local_pod => Path::SameNode,
-        Some(workload) if !workload.host_network && workload.node == snapshot.node().name => Path::SameNode,
-        Some(_) => Path::Remote,
-        None => Path::Passthrough,
+/// Chooses how bytes get to a destination in this network.
+fn path(snapshot: &Snapshot, workload: Option<&Arc<Workload>>, is_local_pod: bool, port: u16) -> Path {
+    let Some(workload) = workload else {
+        return if is_local_pod { Path::SameNode } else { Path::Passthrough };
+    };
+    let on_this_node = is_local_pod || (!workload.host_network && workload.node == snapshot.node().name);
+    match workload.tunnel {
+        // Whoever speaks the protocol itself is told who calls by nothing else.
+        TunnelProtocol::NativeHbone => Path::Tunnel,
+        TunnelProtocol::None | TunnelProtocol::Hbone if on_this_node => Path::SameNode,
+        TunnelProtocol::Hbone if workload.mutual_tls.of(port) != MutualTlsMode::Disable => Path::Tunnel,
+        TunnelProtocol::None | TunnelProtocol::Hbone => Path::Remote,
     }
 }
