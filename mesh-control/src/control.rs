@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
 use mesh_xds::proto::{Any, Name};
 use mesh_xds::server::{DiscoveryServer, ResourceStore, ServerConfig, StoredResource, Transaction};
@@ -22,7 +23,7 @@ use crate::serve::http;
 use crate::settings::Settings;
 use crate::source::{self, Batch};
 use crate::status::{Content, Status};
-use crate::translate::{AddressResource, Translator};
+use crate::translate::{Message, Output, OutputType, Translator};
 
 /// Batches a source may be ahead of translation.
 const BATCH_QUEUE: usize = 16;
@@ -201,13 +202,12 @@ impl Worker {
         let began = Instant::now();
         let changes = batch.changes.len();
         let delta = self.translator.apply(batch.changes);
-        let address = Address::type_url();
         let mut transaction = Transaction::new();
         for resource in &delta.upserts {
-            transaction.upsert(&address, stored(resource));
+            transaction.upsert(&type_url(resource.name.of), stored(resource));
         }
         for name in &delta.removals {
-            transaction.remove(&address, name.as_str());
+            transaction.remove(&type_url(name.of), name.name.as_str());
         }
         self.metrics.translated(changes, began.elapsed());
         let applied = self.store.update(transaction);
@@ -237,12 +237,24 @@ impl Worker {
         }
         self.metrics.set_output("Workload", served.workloads);
         self.metrics.set_output("Service", served.services);
+        self.metrics.set_output("Authorization", served.authorizations);
         self.metrics.reported(report);
         self.status.set_content(Content { report: Arc::clone(report), resources, served, version });
     }
 }
 
-fn stored(resource: &AddressResource) -> StoredResource {
+fn type_url(of: OutputType) -> String {
+    match of {
+        OutputType::Authorization => Authorization::type_url(),
+        OutputType::Address => Address::type_url(),
+    }
+}
+
+fn stored(resource: &Output) -> StoredResource {
     let aliases = resource.aliases.iter().map(String::as_str);
-    StoredResource::with_aliases(&resource.name, aliases, Any::pack(&resource.address))
+    let body = match &resource.message {
+        Message::Authorization(authorization) => Any::pack(authorization),
+        Message::Address(address) => Any::pack(address.as_ref()),
+    };
+    StoredResource::with_aliases(&resource.name.name, aliases, body)
 }

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::model::is_label;
 use crate::translate::Mesh;
+
+/// Where Istio's users have the policies of the whole mesh; elsewhere these would silently be for one namespace only.
+const ROOT_NAMESPACE: &str = "istio-system";
 
 /// The control server of the mesh: reads Kubernetes manifests and serves workloads and services to the agents.
 #[derive(Debug, Parser)]
@@ -67,6 +71,12 @@ pub struct ServeArgs {
     /// Trust domain of the workloads' identities
     #[arg(long, env = "MESH_CONTROL_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Other names of the trust domain: an identity that a policy names in one of them is meant in all of them
+    #[arg(long, env = "MESH_CONTROL_TRUST_DOMAIN_ALIASES", value_name = "DOMAIN", value_delimiter = ',')]
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace whose policies are for the whole mesh
+    #[arg(long, env = "MESH_CONTROL_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
+    pub root_namespace: String,
     /// What to log, such as `info` or `mesh_control=debug,warn`
     #[arg(long, env = "MESH_CONTROL_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
@@ -144,6 +154,14 @@ impl ServeArgs {
             mistakes
                 .push(format!("--network: use letters, digits, '-', '_' and '.', not {:?}", self.network));
         }
+        for alias in self.trust_domain_aliases.iter().filter(|alias| !is_name(alias)) {
+            mistakes.push(format!(
+                "--trust-domain-aliases: use letters, digits, '-', '_' and '.', not {alias:?}"
+            ));
+        }
+        if !is_label(&self.root_namespace) {
+            mistakes.push(format!("--root-namespace: {:?} is no name of a namespace", self.root_namespace));
+        }
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => {
                 for path in [&certificate, &key].into_iter().filter(|path| !path.is_file()) {
@@ -171,6 +189,8 @@ impl ServeArgs {
                 cluster_domain: self.cluster_domain,
                 network: self.network,
                 trust_domain: self.trust_domain,
+                trust_domain_aliases: self.trust_domain_aliases,
+                root_namespace: self.root_namespace,
             },
         })
     }
