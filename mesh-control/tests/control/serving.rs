@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use mesh_control::control::Control;
-use mesh_control::settings::TlsSettings;
+use mesh_control::settings::{ServerCertificate, TlsSettings};
 use mesh_xds::client::{Rejection, Update};
 use mesh_xds::transport::TlsConfig;
 use tokio::net::TcpStream;
@@ -72,7 +72,8 @@ async fn agents_are_served_over_tls() {
 
     let mut settings = settings(manifests);
     let address = "127.0.0.1:0".parse().unwrap();
-    settings.tls = Some(TlsSettings { address, certificate: certificate.clone(), key });
+    let files = ServerCertificate::Files { certificate: certificate.clone(), key };
+    settings.tls = Some(TlsSettings { address, certificate: files });
     let control = Control::start(settings).await.unwrap();
     let tls = |mut config: mesh_xds::client::ClientConfig| {
         config.transport.tls =
