@@ -102,6 +102,8 @@ impl Control {
         let config = ServerConfig {
             identifier: format!("mesh-control {}", env!("CARGO_PKG_VERSION")),
             max_clients: settings.max_connections,
+            // Workloads name policies; one that an agent does not hold would deny their traffic.
+            order: vec![Authorization::type_url().into(), Address::type_url().into()],
             observer: Some(metrics.clone()),
             ..ServerConfig::default()
         };
