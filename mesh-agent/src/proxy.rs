@@ -26,6 +26,7 @@ mod relay;
 mod report;
 mod settings;
 mod socket;
+pub mod tunnel;
 mod worker;
 
 use std::io;
@@ -45,7 +46,9 @@ use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
 pub use listener::Listener;
+pub use relay::{BufferPool, RelayEnd};
 pub use settings::{InvalidSettings, Keepalive, Marks, ProxySettings};
+pub use socket::Stream;
 
 use limits::Limits;
 use worker::{Phase, Shared};

@@ -4,4 +4,3 @@
 pub(crate) mod grpc;
 pub(crate) mod http;
 mod incoming;
-mod tls;

@@ -11,7 +11,6 @@
 
 mod control {
     mod agent;
-    mod authority;
     mod examples;
     mod fixture;
     mod serving;

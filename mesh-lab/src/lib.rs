@@ -23,7 +23,6 @@
 //! ```
 
 pub mod background;
-pub mod capture;
 pub mod certificates;
 pub mod echo;
 pub mod lab;
@@ -40,7 +39,6 @@ mod cgroup;
 mod network;
 
 pub use background::Background;
-pub use capture::{Capture, CaptureError, Captured, RunningCapture};
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
 pub use mesh::{Manifests, Mesh, MeshError, Programs};

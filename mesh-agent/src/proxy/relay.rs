@@ -1,8 +1,9 @@
 //! Moves bytes between the two sides of a connection until both are done, one breaks, or nothing moves any more.
 //!
-//! Each direction is a [`Flow`]. A flow waits for bytes without holding a buffer, takes one to read into, and gives
-//! it back as soon as everything is written. While the receiver does not take what was read, nothing more is read:
-//! that is the back-pressure, and one buffer is all a slow receiver can pin down.
+//! Each direction is a [`Flow`]: between two sockets, or between a socket and a stream of a tunnel (`tunnel::relay`).
+//! A flow waits for bytes without holding a buffer, takes one to read into, and gives it back as soon as everything
+//! is written. While the receiver does not take what was read, nothing more is read: that is the back-pressure, and
+//! one buffer is all a slow receiver can pin down.
 //!
 //! How ends travel:
 //! - a FIN from one side becomes a FIN to the other, after all bytes, and the opposite direction goes on;
@@ -22,23 +23,23 @@ use tokio::time::{Instant, sleep};
 
 use super::socket::{Stream, close_write, try_read};
 use crate::telemetry::Traffic;
-use buffers::{Buffer, Size};
 
 mod buffers;
 #[cfg(test)]
 mod tests;
 
-pub(super) use buffers::BufferPool;
+pub use buffers::BufferPool;
+pub(super) use buffers::{Buffer, Size};
 
 /// Bytes one flow moves before others get their turn.
-const QUOTA: usize = 512 << 10;
+pub(super) const QUOTA: usize = 512 << 10;
 
 /// The idle time is looked at this many times before it is over: cheap, and late by a quarter at most.
 const IDLE_CHECKS: u32 = 4;
 
 /// How a relay ended.
 #[derive(Debug)]
-pub(super) enum RelayEnd {
+pub enum RelayEnd {
     /// Both sides closed in good order.
     Complete,
     /// The client broke the connection.
@@ -57,7 +58,12 @@ pub(super) async fn relay(
     buffers: &Rc<BufferPool>,
     idle_timeout: Duration,
 ) -> RelayEnd {
-    let end = run(client.tcp(), server.tcp(), traffic, buffers, idle_timeout).await;
+    let end = {
+        let (client, server) = (client.tcp(), server.tcp());
+        let upload = TcpFlow::new(client, server, buffers);
+        let download = TcpFlow::new(server, client, buffers);
+        run(upload, download, client.ready(Interest::ERROR), traffic, idle_timeout).await
+    };
     if matches!(end, RelayEnd::Complete) {
         client.end_in_order();
         server.end_in_order();
@@ -65,27 +71,26 @@ pub(super) async fn relay(
     end
 }
 
-async fn run(
-    client: &TcpStream,
-    server: &TcpStream,
+/// Runs the two directions of a connection until its end. `client_gone` completes when the client broke the
+/// connection: that is only looked at while the client's bytes cannot be passed on, as then nothing is read from it.
+pub(super) async fn run<T>(
+    mut upload: impl Flow,
+    mut download: impl Flow,
+    client_gone: impl Future<Output = T>,
     traffic: &Traffic,
-    buffers: &Rc<BufferPool>,
     idle_timeout: Duration,
 ) -> RelayEnd {
-    // Only looked at while the client's bytes cannot be passed on, as then nothing is read from it.
-    let mut client_gone = pin!(client.ready(Interest::ERROR));
+    let mut client_gone = pin!(client_gone);
     let period = idle_timeout / IDLE_CHECKS;
     let mut check = pin!(sleep(period));
     let mut idle = IdleCheck::default();
-    let (mut upload, mut download) = (Flow::default(), Flow::default());
     // Set when the server takes no more bytes; what it had sent before is still delivered.
     let mut server_broke = None;
 
     poll_fn(|cx| {
         if upload.is_open() && server_broke.is_none() {
-            let count = |bytes| traffic.add_sent(bytes);
-            match upload.poll(cx, client, server, buffers, count) {
-                Poll::Ready(Ok(())) if download.is_open() => close_write(server),
+            match upload.poll(cx, |bytes| traffic.add_sent(bytes)) {
+                Poll::Ready(Ok(())) if download.is_open() => upload.end_writer(),
                 Poll::Ready(Ok(())) => return Poll::Ready(RelayEnd::Complete),
                 Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
                 Poll::Ready(Err(Broken::Writer(error))) => server_broke = Some(error),
@@ -96,11 +101,8 @@ async fn run(
             }
         }
         if download.is_open() {
-            let count = |bytes| traffic.add_received(bytes);
-            match download.poll(cx, server, client, buffers, count) {
-                Poll::Ready(Ok(())) if upload.is_open() && server_broke.is_none() => {
-                    close_write(client);
-                }
+            match download.poll(cx, |bytes| traffic.add_received(bytes)) {
+                Poll::Ready(Ok(())) if upload.is_open() && server_broke.is_none() => download.end_writer(),
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ServerBroke(error)),
                 Poll::Ready(Err(Broken::Writer(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
@@ -145,14 +147,32 @@ impl IdleCheck {
 }
 
 /// Which side of a flow broke.
-enum Broken {
+pub(super) enum Broken {
     Reader(io::Error),
     Writer(io::Error),
 }
 
 /// One direction.
-#[derive(Default)]
-struct Flow {
+pub(super) trait Flow {
+    /// Whether the reader's end has not been reached yet.
+    fn is_open(&self) -> bool;
+
+    /// Whether the writer does not take what was read.
+    fn is_blocked(&self) -> bool;
+
+    /// Moves bytes as long as both sides allow, and `count`s them. Ready once the reader's end is reached and all
+    /// is written.
+    fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(u64)) -> Poll<Result<(), Broken>>;
+
+    /// Passes the reader's end on, while the other direction goes on.
+    fn end_writer(&mut self);
+}
+
+/// One direction between two sockets.
+struct TcpFlow<'a> {
+    reader: &'a TcpStream,
+    writer: &'a TcpStream,
+    buffers: &'a Rc<BufferPool>,
     /// Bytes that were read and not yet written.
     pending: Option<Pending>,
     /// Size of the next buffer.
@@ -166,29 +186,26 @@ struct Pending {
     end: usize,
 }
 
-impl Flow {
+impl<'a> TcpFlow<'a> {
+    fn new(reader: &'a TcpStream, writer: &'a TcpStream, buffers: &'a Rc<BufferPool>) -> Self {
+        Self { reader, writer, buffers, pending: None, size: Size::default(), ended: false }
+    }
+}
+
+impl Flow for TcpFlow<'_> {
     fn is_open(&self) -> bool {
         !self.ended
     }
 
-    /// Whether the writer does not take what was read.
     fn is_blocked(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Moves bytes as long as both sides allow. Ready once the reader's FIN is reached and all is written.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        reader: &TcpStream,
-        writer: &TcpStream,
-        buffers: &Rc<BufferPool>,
-        count: impl Fn(u64),
-    ) -> Poll<Result<(), Broken>> {
+    fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(u64)) -> Poll<Result<(), Broken>> {
         let mut moved = 0;
         loop {
             if let Some(pending) = &mut self.pending {
-                ready!(pending.poll_write(cx, writer, &count)).map_err(Broken::Writer)?;
+                ready!(pending.poll_write(cx, self.writer, &count)).map_err(Broken::Writer)?;
                 moved += pending.end;
                 self.pending = None;
             }
@@ -196,9 +213,9 @@ impl Flow {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            ready!(reader.poll_read_ready(cx)).map_err(Broken::Reader)?;
-            let mut buffer = buffers.take(self.size);
-            let end = match try_read(reader, buffer.bytes_mut()) {
+            ready!(self.reader.poll_read_ready(cx)).map_err(Broken::Reader)?;
+            let mut buffer = self.buffers.take(self.size);
+            let end = match try_read(self.reader, buffer.bytes_mut()) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(Broken::Reader(error))),
@@ -210,6 +227,10 @@ impl Flow {
             self.size = buffer.size().after_read(end);
             self.pending = Some(Pending { buffer, start: 0, end });
         }
+    }
+
+    fn end_writer(&mut self) {
+        close_write(self.writer);
     }
 }
 

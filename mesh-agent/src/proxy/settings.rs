@@ -10,6 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::balance;
+use super::tunnel::TunnelSettings;
 
 /// Descriptors kept free for everything that is not a relayed connection: listeners, maps, the control plane.
 const RESERVED_DESCRIPTORS: u64 = 512;
@@ -76,6 +77,8 @@ pub struct ProxySettings {
     pub max_connections_per_pod: usize,
     /// Memory of one worker for bytes on their way. When it is used up, streams go on with the smallest buffers.
     pub buffer_memory: usize,
+    /// Tunnels to other nodes.
+    pub tunnel: TunnelSettings,
 }
 
 impl ProxySettings {
@@ -96,6 +99,7 @@ impl ProxySettings {
             max_connections,
             max_connections_per_pod: (max_connections / 2).max(1),
             buffer_memory: 32 << 20,
+            tunnel: TunnelSettings::default(),
         }
     }
 

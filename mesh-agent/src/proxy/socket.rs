@@ -5,10 +5,12 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::settings::{Keepalive, ProxySettings};
@@ -95,13 +97,14 @@ pub(super) fn close_write(tcp: &TcpStream) {
 /// One side of a relayed connection. Reset when dropped, so that whatever goes wrong the peer learns at once that
 /// it did; only after [`end_in_order`](Self::end_in_order) it is closed.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub struct Stream {
     tcp: TcpStream,
     reset: bool,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream) -> Self {
+    /// A connection that is reset unless it ends well.
+    pub fn new(tcp: TcpStream) -> Self {
         Self { tcp, reset: true }
     }
 
@@ -113,6 +116,43 @@ impl Stream {
     /// From here on, dropping it delivers what was written, and a FIN.
     pub(super) fn end_in_order(&mut self) {
         self.reset = false;
+    }
+}
+
+/// For what is spoken over the connection by others: TLS.
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
     }
 }
 

@@ -10,7 +10,6 @@
 )]
 
 mod limits;
-mod order;
 mod reconnect;
 mod refusal;
 mod subscribing;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 /// Size of a buffer, in steps of four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Size {
+pub(in crate::proxy) enum Size {
     /// 4 KiB: requests and answers.
     #[default]
     Small,
@@ -20,7 +20,7 @@ pub(super) enum Size {
 
 impl Size {
     /// In bytes.
-    pub(super) fn bytes(self) -> usize {
+    pub(in crate::proxy) fn bytes(self) -> usize {
         match self {
             Self::Small => 4 << 10,
             Self::Medium => 16 << 10,
@@ -28,8 +28,17 @@ impl Size {
         }
     }
 
+    /// The smallest that holds so many bytes, or the largest.
+    pub(in crate::proxy) fn for_bytes(count: usize) -> Self {
+        match count {
+            0..=0x1000 => Self::Small,
+            0x1001..=0x4000 => Self::Medium,
+            _ => Self::Large,
+        }
+    }
+
     /// The size to ask for after a read of `count` bytes into a buffer of this one.
-    pub(super) fn after_read(self, count: usize) -> Self {
+    pub(in crate::proxy) fn after_read(self, count: usize) -> Self {
         if count >= self.bytes() {
             self.larger()
         } else if count < self.bytes() / 4 {
@@ -56,7 +65,7 @@ impl Size {
 
 /// The buffers of one worker.
 #[derive(Debug)]
-pub(crate) struct BufferPool {
+pub struct BufferPool {
     idle: [RefCell<Vec<Box<[u8]>>>; 3],
     /// Bytes in all buffers, lent and idle.
     allocated: Cell<usize>,
@@ -68,12 +77,12 @@ const KEPT: usize = 16;
 
 impl BufferPool {
     /// A pool that allocates larger buffers than the smallest only while all take less than `budget` bytes.
-    pub(crate) fn new(budget: usize) -> Rc<Self> {
+    pub fn new(budget: usize) -> Rc<Self> {
         Rc::new(Self { idle: Default::default(), allocated: Cell::new(0), budget })
     }
 
     /// Lends a buffer of the wanted size, or a smaller one where the budget is used up.
-    pub(super) fn take(self: &Rc<Self>, wanted: Size) -> Buffer {
+    pub(in crate::proxy) fn take(self: &Rc<Self>, wanted: Size) -> Buffer {
         let size = if self.allocated.get() + wanted.bytes() <= self.budget { wanted } else { Size::Small };
         let idle = self.idle(size).borrow_mut().pop();
         let bytes = idle.unwrap_or_else(|| {
@@ -101,22 +110,22 @@ impl BufferPool {
 
 /// A buffer on loan; goes back when dropped.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(in crate::proxy) struct Buffer {
     bytes: Box<[u8]>,
     size: Size,
     pool: Rc<BufferPool>,
 }
 
 impl Buffer {
-    pub(super) fn size(&self) -> Size {
+    pub(in crate::proxy) fn size(&self) -> Size {
         self.size
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::proxy) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(in crate::proxy) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 }

@@ -1,0 +1,37 @@
+//! HBONE: connections inside of mutual TLS and HTTP/2, as ztunnel and Envoy speak it.
+//!
+//! A tunnel is a TLS 1.3 connection to port 15008 of a workload, waypoint or gateway; a connection in it is a stream
+//! that is opened with CONNECT and answered with 200 once the other side is connected to the destination. Both sides
+//! prove by their certificates which service account they speak for.
+//!
+//! - the client's side: [`Tunnels`], a pool that opens tunnels and keeps them for the next connection ([`pool`],
+//!   [`client`], [`double`]);
+//! - the server's side: [`TunnelServer`], which hands every connection that is asked for to its caller ([`server`]);
+//! - between: [`relay`] moves bytes between a socket and a stream.
+//!
+//! Everything of a tunnel lives on one worker, its connections' sockets too.
+
+mod authority;
+mod client;
+mod connection;
+mod double;
+mod error;
+mod headers;
+mod pool;
+mod relay;
+mod request;
+mod server;
+mod settings;
+mod state;
+mod stream;
+
+pub use authority::{Authority, InvalidAuthority};
+pub use error::{Step, TunnelError, TunnelFailure};
+pub use headers::{Claims, baggage};
+pub use pool::Tunnels;
+pub use relay::relay;
+pub use request::TunnelRoute;
+pub use server::{ConnectRequest, ServerError, TunnelServer};
+pub use settings::TunnelSettings;
+pub use state::TunnelEnd;
+pub use stream::TunnelStream;
