@@ -3,6 +3,7 @@
 use crate::address::Address;
 use crate::maps::{Action, CidrRule, Config, Device, MAX_LISTENERS, Pod, PortRule, capacity};
 use crate::outcome::Outcome;
+use crate::passage::{FlowEvent, FlowKey, FlowState, Verdict, VerdictKey};
 
 /// Fingerprint of every key, value and capacity, and of the counters: FNV-1a over their sizes and numbers.
 ///
@@ -23,6 +24,14 @@ pub const LAYOUT: u32 = fingerprint(&[
     MAX_LISTENERS,
     size(Outcome::ALL.len()),
     size(size_of::<Config>()),
+    capacity::VERDICTS,
+    size(size_of::<VerdictKey>()),
+    size(size_of::<Verdict>()),
+    capacity::FLOWS,
+    size(size_of::<FlowKey>()),
+    size(size_of::<FlowState>()),
+    capacity::FLOW_EVENT_BYTES,
+    size(size_of::<FlowEvent>()),
 ]);
 
 #[allow(

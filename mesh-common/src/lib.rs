@@ -9,6 +9,7 @@ mod decision;
 mod layout;
 mod maps;
 mod outcome;
+mod passage;
 mod spread;
 
 pub use address::Address;
@@ -19,8 +20,12 @@ pub use maps::{
     PortRule, capacity, listener_slot, name,
 };
 pub use outcome::{Effect, Outcome};
+pub use passage::{
+    End, FlowEvent, FlowEventKind, FlowKey, FlowState, Progress, Segment, Side, SideFlags, TcpFlags, Verdict,
+    VerdictKey, can_pass, may_have_passed,
+};
 pub use spread::spread;
 
 /// Version of this ABI; part of the pin path together with [`LAYOUT`]. Raise it with a change of meaning that the
 /// sizes do not show, so that an agent never reads the pinned maps of another.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -21,10 +21,30 @@ pub mod name {
     pub const COUNTERS: &str = "COUNTERS";
     /// The one [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
+    /// [`VerdictKey`](crate::VerdictKey) to [`Verdict`](crate::Verdict).
+    pub const VERDICTS: &str = "VERDICTS";
+    /// Slot of a verdict to the generation that holds.
+    pub const GENERATIONS: &str = "GENERATIONS";
+    /// [`FlowKey`](crate::FlowKey) to [`FlowState`](crate::FlowState): the connections that pass.
+    pub const FLOWS: &str = "FLOWS";
+    /// Ring of [`FlowEvent`](crate::FlowEvent)s.
+    pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
 
     /// All of them.
-    pub const ALL: [&str; 8] =
-        [PODS, DEVICES, HOST_ADDRS, PORT_RULES, CIDR_RULES, LISTENERS, COUNTERS, CONFIG];
+    pub const ALL: [&str; 12] = [
+        PODS,
+        DEVICES,
+        HOST_ADDRS,
+        PORT_RULES,
+        CIDR_RULES,
+        LISTENERS,
+        COUNTERS,
+        CONFIG,
+        VERDICTS,
+        GENERATIONS,
+        FLOWS,
+        FLOW_EVENTS,
+    ];
 }
 
 /// Most entries of each map. Hash maps and tries allocate as they fill, so room costs nothing.
@@ -39,6 +59,13 @@ pub mod capacity {
     pub const PORT_RULES: u32 = 65_536;
     /// Range rules of all pods.
     pub const CIDR_RULES: u32 = 65_536;
+    /// Pairs of pods of this node and ports; what finds no room goes through the agent.
+    pub const VERDICTS: u32 = 16_384;
+    /// Connections that pass; what finds no room goes through the agent. Some 15 MB when full.
+    pub const FLOWS: u32 = 65_536;
+    /// Bytes of the ring of events: some 7,000 of them, of connections that open or end between two looks of the
+    /// agent.
+    pub const FLOW_EVENT_BYTES: u32 = 1 << 20;
 }
 
 /// Data-plane cores that can have a listener of their own.
@@ -259,7 +286,7 @@ impl Config {
 #[cfg(feature = "user")]
 mod user {
     use super::{Action, CidrRule, Config, Device, Pod, PortRule};
-    use crate::Address;
+    use crate::{Address, FlowEvent, FlowKey, FlowState, Verdict, VerdictKey};
 
     macro_rules! plain {
         ($($name:ty),*) => {$(
@@ -268,5 +295,8 @@ mod user {
             unsafe impl aya::Pod for $name {}
         )*};
     }
-    plain!(Action, Address, CidrRule, Config, Device, Pod, PortRule);
+    plain!(
+        Action, Address, CidrRule, Config, Device, FlowEvent, FlowKey, FlowState, Pod, PortRule, Verdict,
+        VerdictKey
+    );
 }

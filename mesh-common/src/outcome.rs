@@ -9,8 +9,12 @@ pub enum Effect {
     Capture,
     /// It is dropped.
     Drop,
+    /// It becomes a reset, for both ends of its connection.
+    Reset,
     /// Nothing more: a listener look-up, counted beside the packet's own outcome.
     Lookup,
+    /// Nothing more: something about a passed connection, counted beside the packet's own outcome.
+    Passage,
 }
 
 macro_rules! outcomes {
@@ -63,6 +67,10 @@ outcomes! {
     NoSocket = "pass_no_socket", Pass;
     /// A new connection that should be captured, but no agent listens and the pod fails open.
     FailOpen = "pass_fail_open", Pass;
+    /// A new connection between pods of this node that a verdict lets pass.
+    Verdict = "pass_verdict", Pass;
+    /// A packet of a connection that a verdict let pass.
+    Flow = "pass_flow", Pass;
     /// A new connection of an enrolled pod.
     Outbound = "capture_outbound", Capture;
     /// A new connection to an enrolled pod.
@@ -77,6 +85,14 @@ outcomes! {
     FailClosed = "drop_fail_closed", Drop;
     /// The packet could not be addressed to its bridge.
     Rewrite = "drop_rewrite", Drop;
+    /// A packet of a connection that was passed and may not go on.
+    Cut = "reset_cut", Reset;
+    /// A verdict was there, but no room for another connection: the packet goes on to be captured.
+    FlowsFull = "passage_flows_full", Passage;
+    /// A verdict was there, but the agent itself has a connection with the same addresses and ports: the same.
+    TupleTaken = "passage_tuple_taken", Passage;
+    /// The ring had no room; the agent finds out when it next goes through all connections.
+    EventLost = "passage_event_lost", Passage;
     /// `pick_listener` chose a listener.
     Picked = "lookup_picked", Lookup;
     /// `pick_listener` found no listener alive.

@@ -6,12 +6,16 @@
 //! space runs it too.
 #![no_std]
 #![no_main]
+// One instruction that the compiler does not offer otherwise; see `flows`.
+#![feature(asm_experimental_arch)]
 
 mod counters;
+mod flows;
 mod listeners;
 mod maps;
 mod parse;
 mod pick_listener;
+mod reset;
 mod socket;
 mod steer;
 

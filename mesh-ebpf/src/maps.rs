@@ -3,10 +3,10 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
-    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, MAX_LISTENERS, Outcome, Pod, PortRule,
-    Tables, capacity,
+    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, FlowKey, FlowState, MAX_LISTENERS, Outcome,
+    Pod, PortRule, Tables, Verdict, VerdictKey, capacity,
 };
 
 #[map]
@@ -32,6 +32,19 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Outcome::ALL.
 
 #[map]
 static CONFIG: Array<Config> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> =
+    HashMap::pinned(capacity::VERDICTS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static GENERATIONS: Array<u32> = Array::pinned(capacity::VERDICTS, 0);
+
+#[map]
+pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(capacity::FLOWS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static FLOW_EVENTS: RingBuf = RingBuf::pinned(capacity::FLOW_EVENT_BYTES, 0);
 
 /// Length of a whole [`CidrRule`], the prefix to look up with.
 const WHOLE_CIDR_RULE: u32 = CIDR_RULE_PREFIX + 128;

@@ -9,18 +9,15 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
-use mesh_common::{Address, Family, Outcome};
+use mesh_common::{Address, Family, Outcome, Segment, TcpFlags};
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_TCP: u8 = 6;
 
 /// More fragments follow, or this is not the first: no or not the whole transport header is here.
 const IPV4_FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
-
-const TCP_SYN: u8 = 0x02;
-const TCP_ACK: u8 = 0x10;
 
 #[repr(C)]
 pub(crate) struct Ipv4Header {
@@ -52,13 +49,14 @@ pub(crate) struct TcpHeader {
     pub(crate) source: u16,
     /// Destination port in network order.
     pub(crate) destination: u16,
-    sequence: u32,
-    acknowledgement: u32,
-    length: u8,
-    flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    /// In words, in the upper half.
+    pub(crate) length: u8,
+    pub(crate) flags: TcpFlags,
+    pub(crate) window: u16,
+    pub(crate) checksum: u16,
+    pub(crate) urgent: u16,
 }
 
 const _: () = assert!(size_of::<Ipv4Header>() == 20);
@@ -70,6 +68,10 @@ pub(crate) struct Packet {
     pub(crate) family: Family,
     pub(crate) source: Address,
     pub(crate) destination: Address,
+    /// Length of the IP packet as its header has it, in host order.
+    pub(crate) length: u16,
+    /// Bytes of the IP header with its options.
+    pub(crate) ip_header: u16,
     pub(crate) tcp: TcpHeader,
 }
 
@@ -77,7 +79,26 @@ impl Packet {
     /// Whether this opens a connection. A SYN with ACK answers one.
     #[inline(always)]
     pub(crate) fn opens(&self) -> bool {
-        self.tcp.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+        self.tcp.flags.has(TcpFlags::SYN) && !self.tcp.flags.has(TcpFlags::ACK)
+    }
+
+    /// What it says of its connection.
+    #[inline(always)]
+    pub(crate) fn segment(&self) -> Segment {
+        // A packet too long for its length to be told has 0 there; the next one tells where it ended.
+        let headers = self.ip_header + u16::from(self.tcp.length >> 4) * 4;
+        Segment {
+            sequence: u32::from_be(self.tcp.sequence),
+            acknowledgement: u32::from_be(self.tcp.acknowledgement),
+            payload: u32::from(self.length.saturating_sub(headers)),
+            flags: self.tcp.flags,
+        }
+    }
+
+    /// Source port in host order.
+    #[inline(always)]
+    pub(crate) fn source_port(&self) -> u16 {
+        u16::from_be(self.tcp.source)
     }
 
     /// Destination port in host order.
@@ -123,6 +144,8 @@ fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Outcome> {
         family: Family::V4,
         source: Address::v4(ip.source),
         destination: Address::v4(ip.destination),
+        length: u16::from_be(ip.total_length),
+        ip_header: length as u16,
         tcp: load(ctx, length)?,
     })
 }
@@ -144,6 +167,8 @@ fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Outcome> {
             family: Family::V6,
             source: Address::v6(ip.source),
             destination: Address::v6(ip.destination),
+            length: u16::from_be(ip.payload_length).saturating_add(size_of::<Ipv6Header>() as u16),
+            ip_header: size_of::<Ipv6Header>() as u16,
             tcp: load(ctx, size_of::<Ipv6Header>() as u32)?,
         }),
         FRAGMENT => Err(Outcome::Fragment),

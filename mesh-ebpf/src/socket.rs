@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_sk_release;
 use aya_ebpf::helpers::generated::{bpf_skc_lookup_tcp, bpf_tcp_check_syncookie};
 use aya_ebpf::programs::TcContext;
-use mesh_common::Family;
+use mesh_common::{Address, Family};
 
 use crate::parse::{Ipv4Header, Ipv6Header, Packet, load};
 
@@ -34,7 +34,12 @@ pub(crate) enum Connection {
 /// too dear for packets that have nothing to do with the mesh.
 #[inline(always)]
 pub(crate) fn connection(ctx: &TcContext, packet: &Packet) -> Connection {
-    let socket = look_up(ctx, packet);
+    let socket = look_up(
+        ctx,
+        packet.family,
+        (&packet.source, packet.tcp.source),
+        (&packet.destination, packet.tcp.destination),
+    );
     if socket.is_null() {
         return Connection::Unknown;
     }
@@ -52,28 +57,54 @@ pub(crate) fn connection(ctx: &TcContext, packet: &Packet) -> Connection {
     connection
 }
 
+/// Whether the agent has opened a connection with the packet's addresses and ports, on behalf of the pod that sends it:
+/// towards the destination the two could not be told apart.
 #[inline(always)]
-fn look_up(ctx: &TcContext, packet: &Packet) -> *mut bpf_sock {
+pub(crate) fn agent_speaks_for(ctx: &TcContext, packet: &Packet) -> bool {
+    let socket = look_up(
+        ctx,
+        packet.family,
+        (&packet.destination, packet.tcp.destination),
+        (&packet.source, packet.tcp.source),
+    );
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: as in `connection`.
+    let state = unsafe { (*socket).state };
+    // SAFETY: the reference is ours and given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    state != BPF_TCP_LISTEN
+}
+
+/// The socket of this node for packets from `source`, address and port in network order, to `destination`.
+#[inline(always)]
+fn look_up(
+    ctx: &TcContext,
+    family: Family,
+    source: (&Address, u16),
+    destination: (&Address, u16),
+) -> *mut bpf_sock {
     // SAFETY: plain integers.
     let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-    let (source, destination) = (&packet.source.words, &packet.destination.words);
-    let length = match packet.family {
+    let ((source, source_port), (destination, destination_port)) = (source, destination);
+    let length = match family {
         Family::V4 => {
             let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-                saddr: source[3],
-                daddr: destination[3],
-                sport: packet.tcp.source,
-                dport: packet.tcp.destination,
+                saddr: source.words[3],
+                daddr: destination.words[3],
+                sport: source_port,
+                dport: destination_port,
             };
             tuple.__bindgen_anon_1.ipv4 = ipv4;
             size_of_val(&ipv4)
         }
         Family::V6 => {
             let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-                saddr: *source,
-                daddr: *destination,
-                sport: packet.tcp.source,
-                dport: packet.tcp.destination,
+                saddr: source.words,
+                daddr: destination.words,
+                sport: source_port,
+                dport: destination_port,
             };
             tuple.__bindgen_anon_1.ipv6 = ipv6;
             size_of_val(&ipv6)

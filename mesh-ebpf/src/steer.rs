@@ -10,9 +10,11 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
     Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
+    may_have_passed,
 };
 
 use crate::counters::count;
+use crate::flows;
 use crate::listeners::agent_listens;
 use crate::maps::{KernelTables, config, device};
 use crate::parse::{Packet, parse};
@@ -30,7 +32,7 @@ pub(crate) fn steer(ctx: TcContext) -> i32 {
     let outcome = decide(&ctx);
     count(outcome);
     match outcome.effect() {
-        Effect::Pass | Effect::Lookup => NEXT,
+        Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage => NEXT,
         Effect::Capture => TO_STACK,
         Effect::Drop => DROP,
     }
@@ -56,8 +58,18 @@ fn decide(ctx: &TcContext) -> Outcome {
         Gate::Candidate { source, destination } => (source, destination),
         Gate::Pass(outcome) | Gate::Drop(outcome) => return outcome,
     };
+    if may_have_passed(&source, &destination)
+        && let Some(outcome) = flows::follow(ctx, &packet)
+    {
+        return outcome;
+    }
     let outcome = if packet.opens() {
-        new_connection(&config, &packet, &source, &destination)
+        let outcome = new_connection(&config, &packet, &source, &destination);
+        // A verdict is a decision of the agent's, taken already: it holds whether an agent is there now or not.
+        if outcome.effect() != Effect::Pass && flows::open(ctx, &packet, &source, &destination) {
+            return Outcome::Verdict;
+        }
+        outcome
     } else {
         existing_connection(ctx, &config, &packet, &source, &destination)
     };
@@ -68,7 +80,7 @@ fn decide(ctx: &TcContext) -> Outcome {
 }
 
 /// The first packet of a connection follows the pod's rules.
-#[inline(always)]
+#[inline(never)]
 fn new_connection(config: &Config, packet: &Packet, source: &Pod, destination: &Pod) -> Outcome {
     let Some(Capture { direction, fail_closed }) =
         judge(&KernelTables, source, destination, &packet.destination, packet.port())
@@ -85,7 +97,7 @@ fn new_connection(config: &Config, packet: &Packet, source: &Pod, destination: &
 }
 
 /// Later packets follow the first: to the agent if it took that, past it if not.
-#[inline(always)]
+#[inline(never)]
 fn existing_connection(
     ctx: &TcContext,
     config: &Config,

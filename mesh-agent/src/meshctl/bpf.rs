@@ -126,7 +126,9 @@ fn counters(screen: &mut Screen, report: &SteeringReport) -> io::Result<()> {
             Effect::Pass => ("passed", FAINT),
             Effect::Capture => ("captured", GOOD),
             Effect::Drop => ("dropped", BAD),
+            Effect::Reset => ("reset", BAD),
             Effect::Lookup => ("looked up", PLAIN),
+            Effect::Passage => ("beside", PLAIN),
         };
         let name = outcome.name().split_once('_').map_or(outcome.name(), |(_, name)| name);
         table.row([Cell::styled(style, effect), name.replace('_', " ").into(), number(packets).into()]);

@@ -11,7 +11,8 @@ use super::maps::Maps;
 pub struct Count {
     /// The end: stable names, the first word says what it does to the packet.
     pub outcome: &'static str,
-    /// What it does to the packet: `pass`, `capture` or `drop`; `lookup` counts look-ups for a listener instead.
+    /// What it does to the packet: `pass`, `capture`, `drop` or `reset`; `lookup` counts look-ups for a listener
+    /// instead, `passage` what happens to passed connections besides.
     pub effect: &'static str,
     /// Packets, or look-ups.
     pub packets: u64,
@@ -28,7 +29,9 @@ pub(super) fn read(maps: &Maps) -> Result<Vec<Count>, SteeringError> {
                     Effect::Pass => "pass",
                     Effect::Capture => "capture",
                     Effect::Drop => "drop",
+                    Effect::Reset => "reset",
                     Effect::Lookup => "lookup",
+                    Effect::Passage => "passage",
                 },
                 packets: maps.count(index)?,
             })

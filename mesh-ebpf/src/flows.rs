@@ -1,0 +1,152 @@
+//! Passes connections between pods of this node that the agent has a verdict for, and counts what they carry.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use aya_ebpf::programs::TcContext;
+use mesh_common::{
+    End, FlowEvent, FlowEventKind, FlowKey, FlowState, Outcome, Pod, Progress, Side, TcpFlags, VerdictKey,
+    can_pass,
+};
+
+use crate::counters::count;
+use crate::maps::{FLOW_EVENTS, FLOWS, GENERATIONS, VERDICTS};
+use crate::parse::Packet;
+use crate::reset::reset_both_ends;
+use crate::socket::agent_speaks_for;
+
+/// Where a new flow is put together, for which the stack is too small.
+#[map]
+static NEW_FLOW: PerCpuArray<FlowState> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the source is in an Ethernet header.
+const SOURCE_MAC: usize = 6;
+
+/// What becomes of a packet of a passed connection; `None` if it belongs to no such.
+#[inline(never)]
+pub(crate) fn follow(ctx: &TcContext, packet: &Packet) -> Option<Outcome> {
+    let (key, sender) = key(packet);
+    let flow = FLOWS.get_ptr_mut(&key)?;
+    // SAFETY: the element stays valid while the program runs. Another CPU may write to it; each field is an integer, and
+    // the state is made for that (see `mesh_common`).
+    let flow = unsafe { &mut *flow };
+    count_packets(ctx, flow.both(sender).0);
+    let segment = packet.segment();
+    if !holds(flow.slot, flow.generation) {
+        // A reset on its way does what is to be done.
+        if segment.flags.has(TcpFlags::RST) {
+            return Some(Outcome::Flow);
+        }
+        let expected = flow.side(sender).next();
+        return Some(if reset_both_ends(ctx, packet, &segment, expected) {
+            Outcome::Cut
+        } else {
+            Outcome::Rewrite
+        });
+    }
+    if packet.opens() && flow.is_broken() {
+        // The tuple is taken again.
+        let _ = FLOWS.remove(&key);
+        return None;
+    }
+    if segment.flags.has(TcpFlags::SYN) && segment.flags.has(TcpFlags::ACK) {
+        flow.both(sender).0.mac = source_mac(ctx);
+    }
+    let kind = match flow.advance(sender, &segment) {
+        Progress::None => return Some(Outcome::Flow),
+        Progress::Opened => FlowEventKind::Opened,
+        Progress::Broken => FlowEventKind::Broken,
+        Progress::Ended => FlowEventKind::Ended,
+    };
+    // What could not be told stays, to be found.
+    if tell(&key, flow, kind) && kind == FlowEventKind::Ended {
+        let _ = FLOWS.remove(&key);
+    }
+    Some(Outcome::Flow)
+}
+
+/// Passes a new connection, if there is a verdict that it may.
+#[inline(never)]
+pub(crate) fn open(ctx: &TcContext, packet: &Packet, source: &Pod, destination: &Pod) -> bool {
+    if !can_pass(source, destination) {
+        return false;
+    }
+    let verdict = VerdictKey::new(packet.source, packet.destination, packet.port());
+    // SAFETY: the value is copied out at once; a concurrent update replaces the element, never a part of it.
+    let Some(verdict) = unsafe { VERDICTS.get(&verdict) }.copied() else { return false };
+    if !holds(verdict.slot, verdict.generation) {
+        return false;
+    }
+    if agent_speaks_for(ctx, packet) {
+        count(Outcome::TupleTaken);
+        return false;
+    }
+    let (key, client) = key(packet);
+    let Some(flow) = NEW_FLOW.get_ptr_mut(0) else { return false };
+    // SAFETY: the element belongs to this CPU, and programs do not move between CPUs while they run.
+    let flow = unsafe { &mut *flow };
+    // SAFETY: has no preconditions.
+    flow.opened = unsafe { bpf_ktime_get_ns() };
+    flow.slot = verdict.slot;
+    flow.generation = verdict.generation;
+    flow.client = client as u32;
+    flow.reserved = 0;
+    let (client, server) = flow.both(client);
+    *client = Side::opened(&packet.segment(), source_mac(ctx));
+    *server = Side::default();
+    let opened = FLOWS.insert(&key, &*flow, u64::from(BPF_NOEXIST)).is_ok();
+    if !opened {
+        count(Outcome::FlowsFull);
+    }
+    opened
+}
+
+#[inline(always)]
+fn key(packet: &Packet) -> (FlowKey, End) {
+    FlowKey::of((packet.source, packet.source_port()), (packet.destination, packet.port()))
+}
+
+/// Whether a generation is the one in its slot.
+#[inline(always)]
+fn holds(slot: u32, generation: u32) -> bool {
+    GENERATIONS.get(slot).is_some_and(|current| *current == generation)
+}
+
+/// Two CPUs may count at the same time, and nothing later would tell a lost packet. The addition returns nothing, for
+/// which every kernel has an instruction; Rust has none for this target.
+#[inline(always)]
+fn count_packets(ctx: &TcContext, side: &mut Side) {
+    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
+    let segments = u64::from(unsafe { (*ctx.skb.skb).gso_segs }.max(1));
+    // SAFETY: adds to an aligned integer that is borrowed, and touches nothing else.
+    unsafe {
+        asm!("lock *(u64 *)({counter} + 0) += {segments}", counter = in(reg) &raw mut side.packets, segments = in(reg) segments);
+    }
+}
+
+/// Zeroes if there is none; the flow can then not be cut before its next packet.
+#[inline(always)]
+fn source_mac(ctx: &TcContext) -> [u8; 6] {
+    ctx.load(SOURCE_MAC).unwrap_or_default()
+}
+
+/// Tells the agent; says whether there was room to.
+#[inline(always)]
+fn tell(key: &FlowKey, flow: &FlowState, kind: FlowEventKind) -> bool {
+    let Some(mut event) = FLOW_EVENTS.reserve::<FlowEvent>(0) else {
+        count(Outcome::EventLost);
+        return false;
+    };
+    let memory = event.as_mut_ptr();
+    // SAFETY: the reserved memory, written field by field and in whole: as one value it would take room on the stack.
+    unsafe {
+        (&raw mut (*memory).key).write(*key);
+        (&raw mut (*memory).kind).write(kind as u32);
+        (&raw mut (*memory).flow).write(*flow);
+    }
+    event.submit(0);
+    true
+}
