@@ -15,6 +15,7 @@ mod explain;
 pub mod host;
 mod maps;
 mod members;
+mod passage;
 mod pins;
 mod programs;
 mod rules;
@@ -24,12 +25,13 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_common::Config;
+use mesh_common::{Config, FlowState, Tables as _};
 
 pub use attachments::{AttachMode, Attachment};
 pub use counters::Count;
 pub use error::SteeringError;
 pub use explain::Explanation;
+pub use passage::{FlowEvents, FlowId, FlowReader, PassageKey};
 pub use programs::{ProgramReport, RunTimeStatistics};
 pub use watch::DeviceWatch;
 
@@ -39,6 +41,7 @@ use attachments::Attachments;
 use devices::Devices;
 use maps::Maps;
 use members::Members;
+use passage::{Passages, Provocation};
 use pins::Pins;
 
 /// Where the node's steering lives and how its packets are marked.
@@ -92,6 +95,7 @@ pub struct Steering {
 
 struct State {
     maps: Maps,
+    passages: Passages,
     members: Members,
     devices: Devices,
     attachments: Attachments,
@@ -105,7 +109,7 @@ impl Steering {
     /// If the directory is not on a BPF file system, or the kernel refuses maps or programs.
     pub fn load_or_adopt(settings: &SteeringSettings) -> Result<Self, SteeringError> {
         let pins = Pins::open(&settings.directory)?;
-        let (programs, mut maps) = programs::load(&pins)?;
+        let (programs, mut maps, passages) = programs::load(&pins)?;
         let listeners = maps.config()?.listeners;
         maps.set_config(Config {
             mark_mask: settings.mark_mask,
@@ -119,6 +123,7 @@ impl Steering {
             devices: Devices::adopt(&maps)?,
             attachments: Attachments::new(programs, pins, settings.attach),
             maps,
+            passages,
         };
         Ok(Self { state: Arc::new(Mutex::new(state)) })
     }
@@ -137,8 +142,8 @@ impl Steering {
     /// # Errors
     /// If a map is full; the pod is then steered by its former rules, or not at all.
     pub fn enrol(&self, pod: &LocalPod) -> Result<(), SteeringError> {
-        let State { maps, members, devices, .. } = &mut *self.lock();
-        members.upsert(maps, devices, pod)
+        let State { maps, passages, members, devices, .. } = &mut *self.lock();
+        members.upsert(maps, passages, devices, pod)
     }
 
     /// Forgets a pod that is gone.
@@ -146,8 +151,8 @@ impl Steering {
     /// # Errors
     /// If a map refuses; the pod is forgotten all the same.
     pub fn withdraw(&self, uid: &str) -> Result<(), SteeringError> {
-        let State { maps, members, devices, .. } = &mut *self.lock();
-        members.withdraw(maps, devices, uid)
+        let State { maps, passages, members, devices, .. } = &mut *self.lock();
+        members.withdraw(maps, passages, devices, uid)
     }
 
     /// Makes `pods` all there are: takes each into account, and forgets what an agent before left behind of others.
@@ -156,8 +161,8 @@ impl Steering {
     /// # Errors
     /// The first of them; the other pods are done nevertheless.
     pub fn reconcile<'a>(&self, pods: impl IntoIterator<Item = &'a LocalPod>) -> Result<(), SteeringError> {
-        let State { maps, members, devices, .. } = &mut *self.lock();
-        members.reconcile(maps, devices, pods)
+        let State { maps, passages, members, devices, .. } = &mut *self.lock();
+        members.reconcile(maps, passages, devices, pods)
     }
 
     /// How many packets met which end, since the node's steering was first loaded.
@@ -173,7 +178,10 @@ impl Steering {
     /// # Errors
     /// If the kernel refuses.
     pub fn map_entries(&self) -> Result<Vec<(&'static str, usize)>, SteeringError> {
-        self.lock().maps.entries()
+        let state = self.lock();
+        let mut entries = state.maps.entries()?;
+        entries.extend(state.passages.entries()?);
+        Ok(entries)
     }
 
     /// The devices the programs are attached to, and those where that failed.
@@ -193,6 +201,116 @@ impl Steering {
     /// What the kernel would do with a new connection, by its own maps.
     pub fn explain(&self, source: std::net::IpAddr, destination: std::net::SocketAddr) -> Explanation {
         explain::explain(&self.lock().maps, source, destination)
+    }
+
+    /// Lets new connections pass in the kernel, between two pods that were found to be these when it was decided. Says
+    /// whether they do: not if the pods are others by now, are not steered for such a connection, are behind devices that
+    /// are not known, or if there is no room for another verdict.
+    ///
+    /// # Errors
+    /// If the kernel refuses; nothing passes then.
+    pub fn allow_passage(
+        &self,
+        passage: PassageKey,
+        source_uid: &str,
+        destination_uid: &str,
+    ) -> Result<bool, SteeringError> {
+        let State { maps, passages, members, .. } = &mut *self.lock();
+        let PassageKey { source, destination } = passage;
+        let owned = members.owns(source_uid, source) && members.owns(destination_uid, destination.ip());
+        if !owned || !maps.steers_between(&source.into(), &destination.ip().into(), destination.port()) {
+            return Ok(false);
+        }
+        passages.allow(passage)
+    }
+
+    /// Sends new connections through the agent again. Those that pass go on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn suspend_passage(&self, passage: PassageKey) -> Result<(), SteeringError> {
+        self.lock().passages.suspend(passage)
+    }
+
+    /// The same, and lets no packet of those that pass go on. Each of them ends with its next packet; see
+    /// [`reset_flow`](Self::reset_flow).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn revoke_passage(&self, passage: PassageKey) -> Result<(), SteeringError> {
+        self.lock().passages.revoke(passage)
+    }
+
+    /// Everything whose connections may pass, also what an agent before allowed, and whether new ones may.
+    pub fn passages(&self) -> Vec<(PassageKey, bool)> {
+        self.lock().passages.list()
+    }
+
+    /// Reads all flows.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn flow_reader(&self) -> Result<FlowReader, SteeringError> {
+        FlowReader::open(&self.lock().attachments.pins().maps())
+    }
+
+    /// Hears of flows as they open and end. There can be one that hears, on a runtime.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or there is one.
+    pub fn flow_events(&self) -> Result<FlowEvents, SteeringError> {
+        FlowEvents::listen(self)
+    }
+
+    /// The state of a flow, while there is one.
+    pub fn flow(&self, flow: &FlowId) -> Option<FlowState> {
+        self.lock().passages.flow(flow)
+    }
+
+    /// Whether the packets of a flow pass, or are answered with resets.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn flow_passes(&self, state: &FlowState) -> Result<bool, SteeringError> {
+        self.lock().passages.passes(state)
+    }
+
+    /// Lets no packet of a flow go on, whatever its verdict.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn condemn_flow(&self, flow: &FlowId) -> Result<(), SteeringError> {
+        self.lock().passages.condemn(flow)
+    }
+
+    /// Resets both ends of a flow whose packets do not pass, without waiting for one. To be called in the network
+    /// namespace of the node.
+    ///
+    /// # Errors
+    /// If the kernel refuses, such as for a device that is gone.
+    pub fn reset_flow(&self, flow: &FlowId) -> Result<(), SteeringError> {
+        let State { maps, passages, attachments, .. } = &mut *self.lock();
+        let Some(state) = passages.flow(flow) else { return Ok(()) };
+        if passages.passes(&state)? {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for provocation in Provocation::both(&flow.key, &state) {
+            let device = maps.pod(&provocation.sender).map_or(0, |pod| pod.device);
+            if device != 0 {
+                result =
+                    result.and(attachments.programs_mut().steer_as_if_received(&provocation.frame, device));
+            }
+        }
+        result
+    }
+
+    /// Forgets a flow that carries nothing any more: whatever comes now passes, uncounted.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn forget_flow(&self, flow: &FlowId) -> Result<(), SteeringError> {
+        self.lock().passages.forget(flow)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

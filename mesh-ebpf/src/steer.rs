@@ -66,7 +66,7 @@ fn decide(ctx: &TcContext) -> Outcome {
     let outcome = if packet.opens() {
         let outcome = new_connection(&config, &packet, &source, &destination);
         // A verdict is a decision of the agent's, taken already: it holds whether an agent is there now or not.
-        if outcome.effect() != Effect::Pass && flows::open(ctx, &packet, &source, &destination) {
+        if outcome != Outcome::Excluded && flows::open(ctx, &packet, &source, &destination) {
             return Outcome::Verdict;
         }
         outcome

@@ -72,6 +72,14 @@ impl Attachments {
         &self.programs
     }
 
+    pub(super) fn programs_mut(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// Attaches `pick_listener` to this network namespace, unless that is done.
     ///
     /// The programs of two agents can stand side by side, the first choice counts and both choose from the same

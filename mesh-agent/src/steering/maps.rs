@@ -6,8 +6,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use mesh_common::{
-    Action, Address, CidrRule, Config, Device, Family, MAX_LISTENERS, Pod, PortRule, Tables, listener_slot,
-    name,
+    Action, Address, CidrRule, Config, Device, Family, MAX_LISTENERS, Pod, PortRule, Tables, can_pass, judge,
+    listener_slot, name,
 };
 
 use super::{CoreListeners, SteeringError};
@@ -156,6 +156,14 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// Whether a new connection between two pods of this node would go through the agent, and could pass.
+    pub(super) fn steers_between(&self, source: &Address, destination: &Address, port: u16) -> bool {
+        let (Some(from), Some(to)) = (self.pod(source), self.pod(destination)) else { return false };
+        can_pass(&from, &to) && judge(self, &from, &to, destination, port).is_some()
+    }
+}
+
 /// The decision as user space reads it: from the very maps that the kernel reads.
 impl Tables for Maps {
     fn pod(&self, address: &Address) -> Option<Pod> {
@@ -175,7 +183,7 @@ impl Tables for Maps {
     }
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
     object: &mut Ebpf,
     name: &'static str,
 ) -> Result<M, SteeringError> {
@@ -183,7 +191,7 @@ fn take<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(SteeringError::map(name))
 }
 
-fn collect<K, V>(
+pub(super) fn collect<K, V>(
     entries: impl Iterator<Item = Result<(K, V), MapError>>,
     name: &'static str,
 ) -> Result<Vec<(K, V)>, SteeringError> {
@@ -201,7 +209,7 @@ fn range(key: &Key<CidrRule>) -> Range {
 }
 
 /// What is to be removed may be gone already.
-fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),

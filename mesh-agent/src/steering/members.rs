@@ -2,9 +2,10 @@
 //!
 //! Every change is a sequence of single map writes, ordered so that between any two of them no packet meets a wrong
 //! verdict: rules before the pod that follows them, a pod before the device that admits no other source; on the way
-//! out the reverse.
+//! out the reverse. Before anything changes about an address, the verdicts about its connections end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_common::{Address, Pod, PodFlags};
@@ -13,6 +14,7 @@ use tracing::debug;
 use super::SteeringError;
 use super::devices::Devices;
 use super::maps::Maps;
+use super::passage::Passages;
 use super::rules::{RuleSet, RuleSets};
 use crate::pods::{FailureMode, LocalPod};
 
@@ -47,10 +49,16 @@ impl Members {
         self.by_uid.iter().find(|(_, member)| member.id == id).map(|(uid, _)| uid)
     }
 
+    /// Whether the address is a pod's.
+    pub(super) fn owns(&self, uid: &str, address: IpAddr) -> bool {
+        self.by_uid.get(uid).is_some_and(|member| member.addresses.contains(&address.into()))
+    }
+
     /// Brings the maps to what `pod` is now.
     pub(super) fn upsert(
         &mut self,
         maps: &mut Maps,
+        passages: &mut Passages,
         devices: &mut Devices,
         pod: &LocalPod,
     ) -> Result<(), SteeringError> {
@@ -75,7 +83,11 @@ impl Members {
         self.by_uid
             .insert(Arc::clone(&pod.uid), Member { id, addresses: former.union(&wanted).copied().collect() });
         for address in &wanted {
-            if self.addresses.get(address) != Some(&entry) {
+            let former = self.addresses.get(address);
+            if former != Some(&entry) {
+                if let Some(former) = former {
+                    passages.address_changes(address, former, Some(&entry))?;
+                }
                 maps.set_pod(address, entry)?;
                 self.addresses.insert(*address, entry);
             }
@@ -84,7 +96,7 @@ impl Members {
             devices.own(maps, owner, id)?;
         }
         for address in former.difference(&wanted) {
-            self.release(maps, id, address)?;
+            self.release(maps, passages, id, address)?;
         }
         self.by_uid.insert(Arc::clone(&pod.uid), Member { id, addresses: wanted });
         self.remove_unused_rules(maps)
@@ -94,13 +106,14 @@ impl Members {
     pub(super) fn withdraw(
         &mut self,
         maps: &mut Maps,
+        passages: &mut Passages,
         devices: &mut Devices,
         uid: &str,
     ) -> Result<(), SteeringError> {
         let Some(member) = self.by_uid.remove(uid) else { return Ok(()) };
         devices.disown(maps, member.id)?;
         for address in &member.addresses {
-            self.release(maps, member.id, address)?;
+            self.release(maps, passages, member.id, address)?;
         }
         self.remove_unused_rules(maps)
     }
@@ -109,6 +122,7 @@ impl Members {
     pub(super) fn reconcile<'a>(
         &mut self,
         maps: &mut Maps,
+        passages: &mut Passages,
         devices: &mut Devices,
         pods: impl IntoIterator<Item = &'a LocalPod>,
     ) -> Result<(), SteeringError> {
@@ -121,11 +135,11 @@ impl Members {
         let mut named: BTreeSet<Arc<str>> = BTreeSet::new();
         for pod in pods {
             named.insert(Arc::clone(&pod.uid));
-            keep(self.upsert(maps, devices, pod));
+            keep(self.upsert(maps, passages, devices, pod));
         }
         let gone: Vec<_> = self.by_uid.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
         for uid in gone {
-            keep(self.withdraw(maps, devices, &uid));
+            keep(self.withdraw(maps, passages, devices, &uid));
         }
         // What is left without a uid was an agent's before; the pods died while none was here.
         let claimed: BTreeSet<Address> =
@@ -138,7 +152,7 @@ impl Members {
             .collect();
         for (address, id) in stale {
             keep(devices.disown(maps, id));
-            keep(self.release(maps, id, &address));
+            keep(self.release(maps, passages, id, &address));
         }
         keep(self.remove_unused_rules(maps));
         first_error
@@ -169,8 +183,15 @@ impl Members {
     }
 
     /// Removes an address, unless another pod has taken it over.
-    fn release(&mut self, maps: &mut Maps, id: u32, address: &Address) -> Result<(), SteeringError> {
-        if self.addresses.get(address).is_some_and(|pod| pod.id == id) {
+    fn release(
+        &mut self,
+        maps: &mut Maps,
+        passages: &mut Passages,
+        id: u32,
+        address: &Address,
+    ) -> Result<(), SteeringError> {
+        if let Some(pod) = self.addresses.get(address).filter(|pod| pod.id == id) {
+            passages.address_changes(address, pod, None)?;
             maps.remove_pod(address)?;
             self.addresses.remove(address);
         }

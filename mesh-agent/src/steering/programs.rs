@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use aya::programs::{SchedClassifier, SkLookup};
+use aya::programs::{SchedClassifier, SkLookup, TestRun as _};
 use aya::sys::{Stats, enable_stats};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use serde::Serialize;
 
 use super::SteeringError;
 use super::maps::Maps;
+use super::passage::Passages;
 use super::pins::Pins;
 
 /// The object built from `mesh-ebpf`.
@@ -68,7 +69,7 @@ impl RunTimeStatistics {
 }
 
 /// Loads the programs on the pinned maps, making those that are not there.
-pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), SteeringError> {
+pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages), SteeringError> {
     let mut object = EbpfLoader::new()
         // The programs read no kernel structure whose layout varies, so the kernel's own type information,
         // megabytes to parse, is not needed.
@@ -76,13 +77,14 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps), SteeringError> {
         .default_map_pin_directory(pins.maps())
         .load(OBJECT)?;
     let maps = Maps::take(&mut object)?;
+    let passages = Passages::adopt(&mut object)?;
     let mut programs = Programs { object };
     programs.steer()?.load().map_err(|source| SteeringError::Program { name: STEER, source })?;
     programs
         .pick_listener()?
         .load()
         .map_err(|source| SteeringError::Program { name: PICK_LISTENER, source })?;
-    Ok((programs, maps))
+    Ok((programs, maps, passages))
 }
 
 impl Programs {
@@ -96,6 +98,21 @@ impl Programs {
     pub(super) fn pick_listener(&mut self) -> Result<&mut SkLookup, SteeringError> {
         let program = self.object.program_mut(PICK_LISTENER).and_then(|program| program.try_into().ok());
         program.ok_or(SteeringError::Missing(PICK_LISTENER))
+    }
+
+    /// Runs the program of the devices on a frame as if it had come in on `device`. The frame itself goes nowhere.
+    pub(super) fn steer_as_if_received(&mut self, frame: &[u8], device: u32) -> Result<(), SteeringError> {
+        /// `struct __sk_buff`, and where the interface index is in it.
+        const CONTEXT: usize = 192;
+        const INTERFACE: std::ops::Range<usize> = 40..44;
+        let mut context = [0_u8; CONTEXT];
+        if let Some(field) = context.get_mut(INTERFACE) {
+            field.copy_from_slice(&device.to_ne_bytes());
+        }
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        let ran = self.steer()?.test_run(options);
+        ran.map(drop).map_err(|source| SteeringError::Program { name: STEER, source })
     }
 
     /// What the kernel tells of both.

@@ -13,4 +13,5 @@ mod devices;
 mod enrolment;
 mod failure;
 mod node;
+mod passage;
 mod restart;

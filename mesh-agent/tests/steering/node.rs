@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const PORT: u16 = 8080;
 /// Here the server, and the agent, closes as soon as it has greeted.
 pub(crate) const CLOSING_PORT: u16 = 8081;
+/// Here a test listens itself.
+pub(crate) const QUIET_PORT: u16 = 8082;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const CAPTURE_MARK: u32 = 0x1000;
@@ -170,6 +172,20 @@ impl Node {
         self.connect_within(from, Some(local), to, PATIENCE)
     }
 
+    /// Connects from the node with a pod's address, as the agent does on its behalf.
+    pub(crate) fn connect_as_agent(&self, local: SocketAddr, to: SocketAddr) -> io::Result<Connection> {
+        let socket = self.machine("node").namespace().tokio_tcp_socket(to)?;
+        let options = socket2::SockRef::from(&socket);
+        // Takes IPv6 addresses that are not the node's too.
+        options.set_ip_transparent_v4(true)?;
+        options.set_mark(CAPTURE_MARK)?;
+        socket.bind(local)?;
+        self.runtime.block_on(async {
+            let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
+            Connection::greet(stream).await
+        })
+    }
+
     /// Connects where nothing is expected to answer.
     pub(crate) fn call_briefly(&self, from: &str, to: &str, family: Family) -> io::Result<Connection> {
         let to = SocketAddr::new(self.address(to, family), PORT);
@@ -250,6 +266,63 @@ impl Node {
     /// Sends something over a connection and waits for it to come back.
     pub(crate) fn echo(&self, connection: &mut Connection) -> io::Result<()> {
         self.runtime.block_on(connection.echo())
+    }
+
+    /// Sends this much over a connection to an echo server and waits for it to come back.
+    pub(crate) fn exchange(&self, connection: &mut Connection, bytes: usize) -> io::Result<()> {
+        self.runtime.block_on(connection.exchange(bytes))
+    }
+
+    /// Closes the client's end, and waits for the server's.
+    pub(crate) fn finish_first(&self, mut connection: Connection) {
+        self.runtime.block_on(async {
+            connection.stream.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            tokio::time::timeout(PATIENCE, connection.stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+        });
+    }
+
+    /// Connects to [`QUIET_PORT`], where nobody greets or answers, and returns both ends.
+    pub(crate) fn call_and_accept(&self, from: &str, to: &str, family: Family) -> (Connection, Connection) {
+        let to_address = SocketAddr::new(self.address(to, family), QUIET_PORT);
+        let listener = self.machine(to).namespace().tcp_listener(to_address).unwrap();
+        let socket = self.machine(from).namespace().tokio_tcp_socket(to_address).unwrap();
+        self.runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            let both = async { tokio::try_join!(socket.connect(to_address), listener.accept()) };
+            let (client, (server, _)) = tokio::time::timeout(PATIENCE, both).await.unwrap().unwrap();
+            (Connection::quiet(client), Connection::quiet(server))
+        })
+    }
+
+    /// How a connection ends that is read from, and how soon at the latest.
+    pub(crate) fn end_of(&self, mut connection: Connection, within: Duration) -> io::ErrorKind {
+        self.runtime.block_on(async {
+            let mut rest = Vec::new();
+            let end = tokio::time::timeout(within, connection.stream.read_to_end(&mut rest)).await;
+            end.expect("an end in time").expect_err("a reset").kind()
+        })
+    }
+
+    /// Sends until that fails.
+    pub(crate) fn send_for_ever(&self, mut connection: Connection) -> tokio::task::JoinHandle<io::ErrorKind> {
+        self.runtime.spawn(async move {
+            let data = vec![0; 65_536];
+            loop {
+                if let Err(error) = connection.stream.write_all(&data).await {
+                    return error.kind();
+                }
+            }
+        })
+    }
+
+    /// Reads that much, and gives the connection back.
+    pub(crate) fn read_some(&self, mut connection: Connection, bytes: usize) -> Connection {
+        self.runtime.block_on(async {
+            let mut data = vec![0; bytes];
+            tokio::time::timeout(PATIENCE, connection.stream.read_exact(&mut data)).await.unwrap().unwrap();
+        });
+        connection
     }
 
     /// Starts an agent.
@@ -373,6 +446,8 @@ pub(crate) struct Connection {
     pub(crate) reached: SocketAddr,
     /// The address the other end saw.
     pub(crate) seen: SocketAddr,
+    /// Length of what it said.
+    pub(crate) greeting: u64,
 }
 
 impl Connection {
@@ -383,7 +458,29 @@ impl Connection {
         let mut words = line.split_whitespace().map(str::to_owned);
         let mut word = || words.next().ok_or_else(|| io::Error::other(format!("greeting {line:?}")));
         let (who, reached, seen) = (word()?, word()?, word()?);
-        Ok(Self { stream, who, reached: reached.parse().unwrap(), seen: seen.parse().unwrap() })
+        let greeting = line.len() as u64;
+        Ok(Self { stream, who, reached: reached.parse().unwrap(), seen: seen.parse().unwrap(), greeting })
+    }
+
+    /// One whose other end says nothing.
+    fn quiet(stream: TcpStream) -> Self {
+        let (reached, seen) = (stream.peer_addr().unwrap(), stream.local_addr().unwrap());
+        Self { stream: BufReader::new(stream), who: String::new(), reached, seen, greeting: 0 }
+    }
+
+    async fn exchange(&mut self, bytes: usize) -> io::Result<()> {
+        let (read, write) = tokio::io::split(&mut self.stream);
+        let (mut read, mut write, data) = (read, write, vec![7; bytes]);
+        let mut answer = vec![0; bytes];
+        let both = async { tokio::try_join!(write.write_all(&data), read.read_exact(&mut answer)) };
+        tokio::time::timeout(PATIENCE, both).await??;
+        assert_eq!(data, answer);
+        Ok(())
+    }
+
+    /// Breaks it off.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     async fn echo(&mut self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! `steer` on packets made by hand, run by the kernel (`BPF_PROG_TEST_RUN`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::steering::CoreListeners;
 use crate::steering::host::testing::in_namespace;
+use crate::steering::{CoreListeners, PassageKey};
 
 const NEXT: u32 = u32::MAX;
 const TO_STACK: u32 = 0;
@@ -39,6 +39,7 @@ const ENROLLED: PodFlags =
 struct Bench {
     programs: Programs,
     maps: Maps,
+    passages: Passages,
     bpffs: TempDir,
 }
 
@@ -47,7 +48,7 @@ impl Bench {
         let bpffs = TempDir::new().unwrap();
         mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), None::<&Path>).unwrap();
         let pins = Pins::open(&bpffs.path().join("agent")).unwrap();
-        let (programs, mut maps) = load(&pins).unwrap();
+        let (programs, mut maps, passages) = load(&pins).unwrap();
         maps.set_config(Config { mark_mask: 0x3000, capture_mark: 0x1000, agent_mark: 0x2000, listeners: 0 })
             .unwrap();
         let pod = Pod { id: 1, flags: ENROLLED, device: DEVICE, rules: 0 };
@@ -55,7 +56,7 @@ impl Bench {
         maps.set_pod(&Address::from(IpAddr::from(CLIENT_V6)), pod).unwrap();
         maps.set_device(DEVICE, Device { owner: 1, ..Device::default() }).unwrap();
         maps.add_host_address(NODE.into()).unwrap();
-        Self { programs, maps, bpffs }
+        Self { programs, maps, passages, bpffs }
     }
 
     fn listen(&mut self) -> [TcpListener; 2] {
@@ -94,7 +95,10 @@ impl Bench {
         assert_eq!(after, packet, "{outcome:?}");
         assert_eq!(mark, if answer == TO_STACK { 0x10f0 } else { 0xf0 }, "{outcome:?}");
         for ((index, now), then) in self.counts().into_iter().enumerate().zip(before) {
-            assert!(!is_packet(Outcome::ALL[index]) || now - then == u64::from(index == outcome as usize), "{outcome:?}");
+            assert!(
+                !is_packet(Outcome::ALL[index]) || now - then == u64::from(index == outcome as usize),
+                "{outcome:?}"
+            );
         }
     }
 
@@ -278,6 +282,128 @@ fn marked_packets_pass_and_bridge_ports_are_rewritten() {
     });
 }
 
+/// Makes `SERVER` an enrolled pod on another device, to whose port 80 `CLIENT` may connect past the agent.
+fn let_pass(bench: &mut Bench) -> [PassageKey; 2] {
+    let pod = Pod { id: 2, flags: ENROLLED, device: DEVICE + 1, rules: 0 };
+    let pairs: [(IpAddr, IpAddr); 2] = [(CLIENT.into(), SERVER.into()), (CLIENT_V6.into(), SERVER_V6.into())];
+    pairs.map(|(source, server)| {
+        bench.maps.set_pod(&Address::from(server), pod).unwrap();
+        let key = PassageKey { source, destination: SocketAddr::new(server, 80) };
+        assert!(bench.passages.allow(key).unwrap());
+        key
+    })
+}
+
+#[test]
+fn a_verdict_lets_a_connection_pass() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let keys = let_pass(&mut bench);
+        // With an agent and without one.
+        for [first, later, other] in [
+            [
+                syn(CLIENT, SERVER),
+                ipv4(CLIENT, SERVER, TCP, 0, 0, &tcp(80, ACK)),
+                ipv4(CLIENT, SERVER, TCP, 0, 0, &tcp(81, SYN)),
+            ],
+            [
+                syn_v6(CLIENT_V6, SERVER_V6),
+                ipv6(CLIENT_V6, SERVER_V6, TCP, &tcp(80, ACK)),
+                ipv6(CLIENT_V6, SERVER_V6, TCP, &tcp(81, SYN)),
+            ],
+        ] {
+            bench.expect(&later, Outcome::NoSocket, NEXT);
+            bench.expect(&first, Outcome::Verdict, NEXT);
+            for packet in [&first, &later] {
+                bench.expect(packet, Outcome::Flow, NEXT);
+            }
+            bench.expect(&other, Outcome::FailOpen, NEXT);
+            let _listeners = bench.listen();
+            bench.expect(&other, Outcome::Outbound, TO_STACK);
+            bench.expect(&first, Outcome::Flow, NEXT);
+        }
+        let _listeners = bench.listen();
+        for (key, packet) in keys.into_iter().zip([
+            ipv4(CLIENT, SERVER, TCP, 0, 0, &from_port(50_000)),
+            ipv6(CLIENT_V6, SERVER_V6, TCP, &from_port(50_000)),
+        ]) {
+            bench.passages.suspend(key).unwrap();
+            bench.expect(&packet, Outcome::Outbound, TO_STACK);
+        }
+    });
+}
+
+/// A SYN from another port.
+fn from_port(port: u16) -> Vec<u8> {
+    let mut header = tcp(80, SYN);
+    header[..2].copy_from_slice(&port.to_be_bytes());
+    header
+}
+
+#[test]
+fn a_packet_of_a_revoked_connection_becomes_a_reset() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let keys = let_pass(&mut bench);
+        let mut data = tcp(80, ACK);
+        data[4..8].copy_from_slice(&1_u32.to_be_bytes());
+        data[8..12].copy_from_slice(&77_u32.to_be_bytes());
+        // As if it were one that an end of the flow sends, after ten bytes that passed.
+        let next = |bytes: u32| {
+            let mut header = data.clone();
+            header[4..8].copy_from_slice(&(1 + bytes).to_be_bytes());
+            [header, vec![0; 10]].concat()
+        };
+        for (first, passed, cut, headers) in [
+            (
+                syn(CLIENT, SERVER),
+                ipv4(CLIENT, SERVER, TCP, 0, 0, &next(0)),
+                ipv4(CLIENT, SERVER, TCP, 2, 0, &next(10)),
+                14 + 28,
+            ),
+            (
+                syn_v6(CLIENT_V6, SERVER_V6),
+                ipv6(CLIENT_V6, SERVER_V6, TCP, &next(0)),
+                ipv6(CLIENT_V6, SERVER_V6, TCP, &next(10)),
+                14 + 40,
+            ),
+        ] {
+            bench.expect(&first, Outcome::Verdict, NEXT);
+            bench.expect(&passed, Outcome::Flow, NEXT);
+            let key = keys[usize::from(headers != 14 + 28)];
+            bench.passages.revoke(key).unwrap();
+            let before = bench.counts()[Outcome::Cut as usize];
+            let (answer, after, mark) = bench.run(&cut, 0);
+            assert_eq!((answer, mark, bench.counts()[Outcome::Cut as usize]), (NEXT, 0, before + 1));
+            let reset = &after[headers..headers + 20];
+            assert_eq!(reset[..4], data[..4], "ports");
+            assert_eq!(reset[4..8], 11_u32.to_be_bytes(), "what the server expects");
+            assert_eq!(reset[8..12], data[8..12], "acknowledgement");
+            assert_eq!(reset[12..16], [0x50, 0x14, 0, 0], "length, RST and ACK, no window");
+            assert_eq!(after[..14], cut[..14], "goes on to whom it was addressed");
+
+            let (ip, addresses) = (&after[14..headers], if headers == 14 + 28 { 12..20 } else { 8..40 });
+            let length = u16::try_from(reset.len()).unwrap().to_be_bytes();
+            let pseudo = [&ip[addresses], &[0, TCP], &length].concat();
+            assert_eq!(checksum(&[&pseudo, reset].concat()), 0, "a checksum over it all");
+            if headers == 14 + 28 {
+                assert_eq!(ip[2..4], 48_u16.to_be_bytes());
+                // The test packet had none: what it lacked then is what it lacks now.
+                assert_eq!(checksum(ip), checksum(&cut[14..headers]));
+            } else {
+                assert_eq!(ip[4..6], length);
+            }
+        }
+    });
+}
+
+/// The checksum of RFC 1071; 0 over something that carries its own.
+fn checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !u16::try_from((sum >> 16) + (sum & 0xffff)).unwrap()
+}
+
 #[test]
 fn any_bytes_get_an_answer_and_one_count() {
     in_namespace(|| {
@@ -313,12 +439,7 @@ fn is_packet(outcome: Outcome) -> bool {
 
 /// All packets counted.
 fn packets(counts: &[u64]) -> u64 {
-    Outcome::ALL
-        .iter()
-        .zip(counts)
-        .filter(|(outcome, _)| is_packet(**outcome))
-        .map(|(_, count)| count)
-        .sum()
+    Outcome::ALL.iter().zip(counts).filter(|(outcome, _)| is_packet(**outcome)).map(|(_, count)| count).sum()
 }
 
 /// A packet with some bytes changed and perhaps its end missing.

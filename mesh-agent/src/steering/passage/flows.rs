@@ -1,0 +1,117 @@
+//! Reading the kernel's flows: as they are, and what it tells of them.
+
+use std::io;
+use std::net::SocketAddr;
+
+use aya::maps::{HashMap, MapData, MapError, RingBuf};
+use mesh_common::{End, FlowEvent, FlowKey, FlowState, capacity, name};
+use tokio::io::unix::AsyncFd;
+
+use super::PassageKey;
+use crate::steering::{Steering, SteeringError};
+
+/// One connection among all that ever passed: the same addresses and ports may be used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowId {
+    /// What the kernel finds it by.
+    pub key: FlowKey,
+    /// When it was opened, on the monotonic clock, in nanoseconds.
+    pub opened: u64,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// To whom.
+    pub server: SocketAddr,
+}
+
+impl FlowId {
+    /// Of a flow as the kernel has it.
+    pub fn new(key: FlowKey, state: &FlowState) -> Self {
+        let end = |end: End| {
+            let (address, port) = key.end(end);
+            SocketAddr::new(address.into(), port)
+        };
+        let client = state.client();
+        Self { key, opened: state.opened, client: end(client), server: end(client.other()) }
+    }
+
+    /// The verdict it is a matter of.
+    pub fn passage(&self) -> PassageKey {
+        PassageKey { source: self.client.ip(), destination: self.server }
+    }
+}
+
+/// Reads all flows without holding up anybody: another handle of the map.
+pub struct FlowReader {
+    flows: HashMap<MapData, FlowKey, FlowState>,
+}
+
+impl FlowReader {
+    pub(in crate::steering) fn open(directory: &std::path::Path) -> Result<Self, SteeringError> {
+        let failed = SteeringError::map(name::FLOWS);
+        let pinned = MapData::from_pin(directory.join(name::FLOWS)).map_err(&failed)?;
+        let flows = HashMap::try_from(aya::maps::Map::HashMap(pinned)).map_err(&failed)?;
+        Ok(Self { flows })
+    }
+
+    /// All flows there are.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn all(&self) -> Result<Vec<(FlowKey, FlowState)>, SteeringError> {
+        all(&self.flows)
+    }
+}
+
+/// Flows that come and go meanwhile may be among them twice, or not at all; but it comes to an end.
+pub(super) fn all(
+    flows: &HashMap<MapData, FlowKey, FlowState>,
+) -> Result<Vec<(FlowKey, FlowState)>, SteeringError> {
+    /// When the entry it stands at is removed, the kernel begins anew.
+    const MOST: usize = 2 * capacity::FLOWS as usize;
+    let all: Result<Vec<_>, MapError> = flows.iter().take(MOST).collect();
+    all.map_err(SteeringError::map(name::FLOWS))
+}
+
+/// What the kernel tells of flows, in order.
+pub struct FlowEvents {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl FlowEvents {
+    /// Begins to listen; there can be one listener. To be called on a runtime.
+    pub(in crate::steering) fn listen(steering: &Steering) -> Result<Self, SteeringError> {
+        let ring = steering.lock().passages.take_events().ok_or(SteeringError::Missing(name::FLOW_EVENTS))?;
+        // SAFETY: the ring owns its descriptor, opens no other, and is not taken out of here.
+        let ring = unsafe { AsyncFd::register(ring) };
+        let ring = ring.map_err(|error| SteeringError::Watch(error.to_string()))?;
+        Ok(Self { ring })
+    }
+
+    /// Waits until there is something, and hands out all there is, but no more than `most`.
+    ///
+    /// # Errors
+    /// If the ring cannot be waited for.
+    pub async fn next(&mut self, most: usize) -> io::Result<Vec<FlowEvent>> {
+        loop {
+            let mut guard = self.ring.readable_mut().await?;
+            let ring = guard.get_inner_mut();
+            let events: Vec<_> =
+                std::iter::from_fn(|| ring.next().map(|item| read(&item))).take(most).collect();
+            if events.len() < most {
+                guard.clear_ready();
+            }
+            if !events.is_empty() {
+                return Ok(events.into_iter().flatten().collect());
+            }
+        }
+    }
+}
+
+/// `None` for what another version of the programs might have left.
+fn read(bytes: &[u8]) -> Option<FlowEvent> {
+    if bytes.len() != size_of::<FlowEvent>() {
+        return None;
+    }
+    // SAFETY: as long as the type, any bytes are a value of it (`aya::Pod`), and no alignment is asked for.
+    Some(unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() })
+}
