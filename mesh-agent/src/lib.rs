@@ -9,6 +9,7 @@ pub mod enrolment;
 pub mod identity;
 pub mod meshctl;
 pub mod pods;
+pub mod policy;
 pub mod proxy;
 pub mod settings;
 pub mod steering;

@@ -15,6 +15,7 @@ use super::model::{
     BalanceMode, HealthPolicy, Locality, NetworkAddress, PortMapping, RoutingScope, Service, ServiceName,
     Workload,
 };
+use crate::policy::{Allowed, Denied, Policies, Request};
 
 /// The node the agent runs on, as far as the choice of endpoints depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -143,6 +144,7 @@ pub struct Snapshot {
     pub(super) services: OrdMap<ServiceName, Arc<ServiceEntry>>,
     pub(super) services_by_address: HashMap<NetworkAddress, Arc<ServiceEntry>>,
     pub(super) loads: HashMap<Arc<str>, Arc<EndpointLoad>>,
+    pub(super) policies: Policies,
 }
 
 impl Snapshot {
@@ -209,6 +211,24 @@ impl Snapshot {
     /// Number of services.
     pub fn service_count(&self) -> usize {
         self.services.len()
+    }
+
+    /// Decides whether a connection to a workload of this node may be made.
+    ///
+    /// # Errors
+    /// When it may not; the error says which policy denies it and why.
+    pub fn authorize(&self, request: &Request<'_>) -> Result<Allowed, Denied> {
+        self.policies.authorize(request)
+    }
+
+    /// The authorization policies.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Changes only when a decision about a workload of this node could have changed.
+    pub fn policy_revision(&self) -> u64 {
+        self.policies.revision()
     }
 
     fn local(&self, address: IpAddr) -> NetworkAddress {

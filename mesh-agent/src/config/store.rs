@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::load::EndpointLoad;
 use super::model::{Locality, Service, ServiceName, Workload};
 use super::snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot};
+use crate::policy::{Policy, PolicyStore, Strings};
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,10 @@ pub enum Change {
     Service(Arc<Service>),
     /// The workload or service with this resource name is gone.
     Remove(Arc<str>),
+    /// An authorization policy is new or has changed.
+    Policy(Arc<Policy>),
+    /// The policy with this resource name is gone.
+    RemovePolicy(Arc<str>),
 }
 
 /// The current snapshot, for any number of readers, and a signal when there is a newer one.
@@ -50,6 +55,8 @@ pub struct Store {
     next: Snapshot,
     /// Endpoints by service, also of services that are not known (yet): the order of updates does not matter.
     members: HashMap<ServiceName, OrdMap<Arc<str>, Endpoint>>,
+    policies: PolicyStore,
+    strings: Strings,
     shared: Arc<SharedSnapshot>,
 }
 
@@ -61,7 +68,13 @@ impl Store {
             current: ArcSwap::from_pointee(next.clone()),
             revision: watch::Sender::new(0),
         });
-        Self { next, members: HashMap::new(), shared }
+        Self {
+            next,
+            members: HashMap::new(),
+            policies: PolicyStore::default(),
+            strings: Strings::default(),
+            shared,
+        }
     }
 
     /// What readers hold.
@@ -69,15 +82,32 @@ impl Store {
         Arc::clone(&self.shared)
     }
 
+    /// What will be published next.
+    pub(super) fn next(&self) -> &Snapshot {
+        &self.next
+    }
+
+    /// Texts that policies share.
+    pub(super) fn strings(&mut self) -> &mut Strings {
+        &mut self.strings
+    }
+
     /// Applies all `changes` and publishes one new snapshot.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        self.stage(changes);
+        self.publish();
+    }
+
+    /// Takes in `changes` without showing them to readers before [`publish`](Self::publish).
+    pub(super) fn stage(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut touched = BTreeSet::new();
         let mut relocated = false;
         for change in changes {
             match change {
                 Change::Workload(workload) => {
-                    self.remove_workload(&workload.uid, &mut touched);
+                    let old = self.remove_workload(&workload.uid, &mut touched);
                     self.insert_workload(&workload, &mut touched);
+                    self.follow_policies(old.as_deref(), Some(&workload));
                     relocated |= self.relocate(&workload);
                 }
                 Change::Service(service) => {
@@ -87,14 +117,16 @@ impl Store {
                     self.next.services.insert(entry.service.id.clone(), Arc::new(entry));
                 }
                 Change::Remove(name) => {
-                    let known_workload = self.remove_workload(&name, &mut touched);
-                    if known_workload {
+                    if let Some(old) = self.remove_workload(&name, &mut touched) {
                         self.next.loads.remove(&*name);
+                        self.follow_policies(Some(&old), None);
                     } else if let Some(id) = ServiceName::parse(&name) {
                         self.remove_service(&id);
                         touched.insert(id);
                     }
                 }
+                Change::Policy(policy) => self.policies.insert(policy),
+                Change::RemovePolicy(name) => self.policies.remove(&name),
             }
         }
         if relocated {
@@ -103,7 +135,18 @@ impl Store {
         for id in touched {
             self.rebuild(&id);
         }
-        self.publish();
+        self.next.policies = self.policies.policies().clone();
+    }
+
+    /// Keeps ready what applies to the workloads of this node.
+    fn follow_policies(&mut self, old: Option<&Workload>, new: Option<&Workload>) {
+        let node = &self.next.node;
+        let local = |workload: &&Workload| workload.node == node.name && workload.cluster == node.cluster;
+        match (old.filter(local), new.filter(local)) {
+            (old, Some(new)) => self.policies.insert_workload(old, new),
+            (Some(old), None) => self.policies.remove_workload(old),
+            (None, None) => {}
+        }
     }
 
     fn insert_workload(&mut self, workload: &Arc<Workload>, touched: &mut BTreeSet<ServiceName>) {
@@ -128,11 +171,9 @@ impl Store {
         }
     }
 
-    /// Takes a workload out of every index but the load counters; says whether it was there.
-    fn remove_workload(&mut self, uid: &str, touched: &mut BTreeSet<ServiceName>) -> bool {
-        let Some(old) = self.next.workloads.remove(uid) else {
-            return false;
-        };
+    /// Takes a workload out of every index but the load counters; returns it if it was there.
+    fn remove_workload(&mut self, uid: &str, touched: &mut BTreeSet<ServiceName>) -> Option<Arc<Workload>> {
+        let old = self.next.workloads.remove(uid)?;
         for address in old.network_addresses() {
             // Another workload may have taken the address over meanwhile.
             if self.next.workloads_by_address.get(&address).is_some_and(|owner| owner.uid == old.uid) {
@@ -148,7 +189,7 @@ impl Store {
             }
             touched.insert(id.clone());
         }
-        true
+        Some(old)
     }
 
     fn remove_service(&mut self, id: &ServiceName) {
@@ -187,7 +228,8 @@ impl Store {
         news
     }
 
-    fn publish(&mut self) {
+    /// Shows readers what has been taken in.
+    pub(super) fn publish(&mut self) {
         self.next.revision += 1;
         self.shared.current.store(Arc::new(self.next.clone()));
         self.shared.revision.send_replace(self.next.revision);
