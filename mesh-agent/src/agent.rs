@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use mesh_xds::client::PrepareSocket;
+use mesh_xds::transport::{TlsConfig, Transport};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::net::TcpListener;
@@ -129,7 +129,7 @@ async fn serve_pods(
     let tasks = TaskTracker::new();
 
     // The mesh as it was last known.
-    let client = ConfigClient::new(&settings, agent_mark(&settings))?;
+    let client = ConfigClient::new(&settings, transport(&settings))?;
     let (snapshot, config) = (client.snapshot(), client.state());
     let config_ready = config.clone();
     let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
@@ -238,10 +238,16 @@ async fn everything_is_there(
     Ok(())
 }
 
-/// The agent's connections to the control server must not be steered.
-fn agent_mark(settings: &RunArgs) -> PrepareSocket {
+/// The way to the control servers.
+fn transport(settings: &RunArgs) -> Transport {
     let mark = settings.node.agent_mark.get();
-    Arc::new(move |socket| SockRef::from(socket).set_mark(mark))
+    Transport {
+        tls: settings.control_root_cert.clone().map(|roots| TlsConfig { roots, server_name: None }),
+        token_file: settings.control_token_file.clone(),
+        // These connections must not be steered.
+        prepare_socket: Some(Arc::new(move |socket| SockRef::from(socket).set_mark(mark))),
+        ..Transport::default()
+    }
 }
 
 fn proxy_settings(settings: &RunArgs) -> ProxySettings {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
 use mesh_xds::proto::{Any, Name};
 use mesh_xds::server::{DiscoveryServer, ResourceStore, ServerConfig, StoredResource, Transaction};
@@ -16,13 +18,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::authority::{Authority, CertificateService, Environment, ServingCertificate, WorkloadsWriter};
 use crate::metrics::Metrics;
 use crate::serve::grpc::Endpoint;
 use crate::serve::http;
-use crate::settings::Settings;
+use crate::settings::{ServerCertificate, Settings};
 use crate::source::{self, Batch};
 use crate::status::{Content, Status};
-use crate::translate::{AddressResource, Translator};
+use crate::translate::{Message, Output, OutputType, Translator};
 
 /// Batches a source may be ahead of translation.
 const BATCH_QUEUE: usize = 16;
@@ -54,6 +57,17 @@ pub enum StartError {
     /// The gRPC server failed.
     #[error("the gRPC server failed: {0}")]
     Grpc(tonic::transport::Error),
+    /// A certificate and its key cannot serve.
+    #[error("{} cannot be used with its key: {reason}", path.display())]
+    Tls {
+        /// The certificate.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// There is no Kubernetes API to ask.
+    #[error("the Kubernetes API cannot be used, which --ca-secret and --agent-token-review take: {0}")]
+    Kubernetes(kube::Error),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -78,20 +92,50 @@ impl Control {
     /// Starts everything. Agents are refused until all manifests were read once: being told that there is nothing
     /// would make them forget what they know.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        Self::start_in(settings, Environment::default()).await
+    }
+
+    /// The same, in a world that tests make.
+    pub async fn start_in(settings: Settings, environment: Environment) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let store = ResourceStore::new();
         let config = ServerConfig {
             identifier: format!("mesh-control {}", env!("CARGO_PKG_VERSION")),
             max_clients: settings.max_connections,
+            // Workloads name policies; one that an agent does not hold would deny their traffic.
+            order: vec![Authorization::type_url().into(), Address::type_url().into()],
             observer: Some(metrics.clone()),
             ..ServerConfig::default()
         };
         let discovery = DiscoveryServer::new(store.clone(), config);
-        let status = Arc::new(Status::new(Arc::clone(&metrics), discovery.clone()));
+        let serving = settings.tls.as_ref().and_then(|tls| match &tls.certificate {
+            ServerCertificate::Issued(names) => Some(Arc::new(ServingCertificate::new(names.clone()))),
+            ServerCertificate::Files { .. } => None,
+        });
+        let mut plain_service = CertificateService::NotConfigured;
+        let mut tls_service = CertificateService::NotConfigured;
+        let mut authority = None;
+        if let Some(of_authority) = settings.authority {
+            let plaintext = of_authority.plaintext;
+            let made = Authority::new(
+                of_authority,
+                &settings.mesh.trust_domain,
+                serving.clone(),
+                environment,
+                Arc::clone(&metrics),
+            );
+            let made = Arc::new(made.await.map_err(StartError::Kubernetes)?);
+            made.refresh().await;
+            tls_service = CertificateService::Open(Arc::clone(&made));
+            plain_service = if plaintext { tls_service.clone() } else { CertificateService::OverTlsOnly };
+            authority = Some(made);
+        }
+        let workloads = authority.as_ref().map(|authority| authority.workloads());
+        let status = Arc::new(Status::new(Arc::clone(&metrics), discovery.clone(), authority.clone()));
 
-        let mut endpoints = vec![Endpoint::plain(settings.grpc_address)?];
+        let mut endpoints = vec![Endpoint::plain(settings.grpc_address, plain_service)?];
         if let Some(tls) = &settings.tls {
-            endpoints.push(Endpoint::tls(tls)?);
+            endpoints.push(Endpoint::tls(tls, serving, tls_service)?);
         }
         let mut addresses =
             endpoints.iter().map(Endpoint::address).collect::<Result<Vec<_>, _>>()?.into_iter();
@@ -105,6 +149,7 @@ impl Control {
         let (complete, completed) = oneshot::channel();
         let worker = Worker {
             translator: Translator::new(settings.mesh),
+            workloads,
             store,
             metrics,
             status: Arc::clone(&status),
@@ -127,6 +172,9 @@ impl Control {
             stop: stop.clone(),
         };
         tasks.spawn(serve.run(completed));
+        if let Some(authority) = authority {
+            tasks.spawn(authority.keep(stop.clone()).map(Ok));
+        }
         info!(%grpc_address, ?tls_address, %http_address, "started");
         Ok(Self { grpc_address, tls_address, http_address, status, discovery, stop, tasks })
     }
@@ -183,6 +231,7 @@ impl Agents {
 /// Works batches in, on a thread of its own: translating a large batch takes a while.
 struct Worker {
     translator: Translator,
+    workloads: Option<WorkloadsWriter>,
     store: ResourceStore,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
@@ -200,14 +249,16 @@ impl Worker {
     fn work_in(&mut self, batch: Batch) {
         let began = Instant::now();
         let changes = batch.changes.len();
+        if let Some(workloads) = &mut self.workloads {
+            workloads.apply(&batch.changes);
+        }
         let delta = self.translator.apply(batch.changes);
-        let address = Address::type_url();
         let mut transaction = Transaction::new();
         for resource in &delta.upserts {
-            transaction.upsert(&address, stored(resource));
+            transaction.upsert(&type_url(resource.name.of), stored(resource));
         }
         for name in &delta.removals {
-            transaction.remove(&address, name.as_str());
+            transaction.remove(&type_url(name.of), name.name.as_str());
         }
         self.metrics.translated(changes, began.elapsed());
         let applied = self.store.update(transaction);
@@ -237,12 +288,24 @@ impl Worker {
         }
         self.metrics.set_output("Workload", served.workloads);
         self.metrics.set_output("Service", served.services);
+        self.metrics.set_output("Authorization", served.authorizations);
         self.metrics.reported(report);
         self.status.set_content(Content { report: Arc::clone(report), resources, served, version });
     }
 }
 
-fn stored(resource: &AddressResource) -> StoredResource {
+fn type_url(of: OutputType) -> String {
+    match of {
+        OutputType::Authorization => Authorization::type_url(),
+        OutputType::Address => Address::type_url(),
+    }
+}
+
+fn stored(resource: &Output) -> StoredResource {
     let aliases = resource.aliases.iter().map(String::as_str);
-    StoredResource::with_aliases(&resource.name, aliases, Any::pack(&resource.address))
+    let body = match &resource.message {
+        Message::Authorization(authorization) => Any::pack(authorization),
+        Message::Address(address) => Any::pack(address.as_ref()),
+    };
+    StoredResource::with_aliases(&resource.name.name, aliases, body)
 }

@@ -10,6 +10,7 @@
 //! outputs depend on them, and every agent is sent just those. The server keeps no state of its own; any number of
 //! them on the same source serve the same content under the same versions.
 
+pub mod authority;
 pub mod control;
 pub mod metrics;
 pub mod model;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use mesh_control::authority::AuthorityCommand;
 use mesh_control::control::Control;
 use mesh_control::model::findings::Severity;
 use mesh_control::settings::{Cli, Command, LogFormat, Settings};
@@ -16,8 +17,10 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    if let Some(Command::Validate { paths }) = cli.command {
-        return validate(&paths);
+    match cli.command {
+        Some(Command::Validate { paths }) => return validate(&paths),
+        Some(Command::Ca { command }) => return authority(command),
+        None => {}
     }
     log_to_stderr(&cli.serve.log_level, cli.serve.log_format)?;
     let settings = cli.serve.check()?;
@@ -48,6 +51,13 @@ fn validate(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
     }
     let refused = problems.iter().any(|problem| problem.severity == Severity::Refused);
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let text = runtime.block_on(command.run())?;
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn log_to_stderr(filter: &str, format: LogFormat) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::authority::AuthorityMetrics;
 use crate::model::findings::Severity;
 use crate::source::Report;
 
@@ -44,6 +45,7 @@ pub struct Metrics {
     /// Version of the store after each of the last changes, and when the source learned of it.
     timed: Mutex<VecDeque<(u64, Instant)>>,
     last_read: Gauge<f64, AtomicU64>,
+    pub(crate) authority: AuthorityMetrics,
 }
 
 impl Default for Metrics {
@@ -67,6 +69,7 @@ impl Default for Metrics {
             change_to_push,
             timed: Mutex::default(),
             last_read: Gauge::default(),
+            authority: AuthorityMetrics::default(),
         };
         metrics.register();
         metrics
@@ -112,6 +115,7 @@ impl Metrics {
             Unit::Seconds,
             self.last_read.clone(),
         );
+        self.authority.register(registry);
     }
 
     /// The text that Prometheus reads.

@@ -8,11 +8,14 @@
 pub mod findings;
 
 mod annotations;
+mod authorization_policy;
 mod endpoint_slice;
 mod metadata;
 mod namespace;
 mod node;
+mod peer_authentication;
 mod pod;
+mod policy;
 mod service;
 mod service_entry;
 mod workload_entry;
@@ -22,10 +25,18 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use findings::Finding;
+
+pub use authorization_policy::{
+    Action, AuthorizationPolicy, AuthorizationPolicyObject, Clause, Match, PolicyBody, Rule, ServiceAccount,
+    Values,
+};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
+pub(crate) use metadata::is_label;
 pub use metadata::{Labels, ObjectName, Selector};
 pub use namespace::Namespace;
 pub use node::{Locality, Node};
+pub use peer_authentication::{MutualTlsMode, PeerAuthentication, PeerAuthenticationObject};
 pub use pod::{ContainerPort, Owner, Pod};
 pub use service::{Service, ServicePort, TargetPort, TrafficDistribution};
 pub use service_entry::{EntryEndpoints, Resolution, ServiceEntry, ServiceEntryObject};
@@ -48,11 +59,15 @@ pub enum Kind {
     ServiceEntry,
     /// Istio: a workload that is not a pod.
     WorkloadEntry,
+    /// Istio: who may connect to whom.
+    AuthorizationPolicy,
+    /// Istio: which ports take mutual TLS.
+    PeerAuthentication,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -60,6 +75,8 @@ impl Kind {
         Self::EndpointSlice,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
     ];
 
     /// The name of the kind in a manifest.
@@ -72,6 +89,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
         }
     }
 
@@ -81,6 +100,7 @@ impl Kind {
             Self::Namespace | Self::Node | Self::Pod | Self::Service => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::ServiceEntry | Self::WorkloadEntry => "networking.istio.io",
+            Self::AuthorizationPolicy | Self::PeerAuthentication => "security.istio.io",
         }
     }
 
@@ -88,6 +108,7 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::ServiceEntry | Self::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
+            Self::AuthorizationPolicy | Self::PeerAuthentication => &["v1", "v1beta1"],
             _ => &["v1"],
         }
     }
@@ -95,6 +116,11 @@ impl Kind {
     /// Whether resources of the kind live in a namespace.
     pub fn namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Node)
+    }
+
+    /// Whether resources of the kind say what is refused. A field of one that is not understood might be a condition.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
     }
 
     /// The kind that `kind` in API group `group` names.
@@ -135,6 +161,8 @@ pub enum Resource {
     EndpointSlice(Arc<EndpointSlice>),
     ServiceEntry(Arc<ServiceEntry>),
     WorkloadEntry(Arc<WorkloadEntry>),
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    PeerAuthentication(Arc<PeerAuthentication>),
 }
 
 impl Resource {
@@ -148,7 +176,36 @@ impl Resource {
             Self::EndpointSlice(slice) => (Kind::EndpointSlice, &slice.name),
             Self::ServiceEntry(entry) => (Kind::ServiceEntry, &entry.name),
             Self::WorkloadEntry(entry) => (Kind::WorkloadEntry, &entry.name),
+            Self::AuthorizationPolicy(policy) => (Kind::AuthorizationPolicy, &policy.name),
+            Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
         };
         ResourceKey { kind, name: name.clone() }
+    }
+
+    /// What is served in the place of a policy that was refused, so that a mistake opens nothing.
+    pub fn stand_in(key: &ResourceKey, object: &serde_json::Value, findings: &[Finding]) -> Option<Self> {
+        match key.kind {
+            Kind::AuthorizationPolicy => AuthorizationPolicy::unusable(&key.name, object, findings)
+                .map(|policy| Self::AuthorizationPolicy(Arc::new(policy))),
+            Kind::PeerAuthentication => PeerAuthentication::unusable(&key.name, object, findings)
+                .map(|policy| Self::PeerAuthentication(Arc::new(policy))),
+            _ => None,
+        }
+    }
+
+    /// Whether it stands in for one that was refused, and what that means for those it is for.
+    pub fn stands_in(&self) -> Option<&'static str> {
+        match self {
+            Self::AuthorizationPolicy(policy) if policy.is_unusable() && policy.dry_run => {
+                Some("tried out only, as one that denies everything it is for")
+            }
+            Self::AuthorizationPolicy(policy) if policy.is_unusable() => {
+                Some("until it is mended, everything it is for is denied")
+            }
+            Self::PeerAuthentication(policy) if policy.unusable => {
+                Some("until it is mended, it counts as STRICT")
+            }
+            _ => None,
+        }
     }
 }

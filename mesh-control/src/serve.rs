@@ -4,3 +4,4 @@
 pub(crate) mod grpc;
 pub(crate) mod http;
 mod incoming;
+mod tls;

@@ -4,8 +4,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rcgen::SanType;
+use rcgen::string::Ia5String;
 
+use crate::authority::{AuthorityArgs, AuthorityCommand, AuthoritySettings};
+use crate::model::is_label;
 use crate::translate::Mesh;
+
+/// Where Istio's users have the policies of the whole mesh; elsewhere these would silently be for one namespace only.
+const ROOT_NAMESPACE: &str = "istio-system";
 
 /// The control server of the mesh: reads Kubernetes manifests and serves workloads and services to the agents.
 #[derive(Debug, Parser)]
@@ -28,6 +35,12 @@ pub enum Command {
         #[arg(required = true, value_name = "FILE")]
         paths: Vec<PathBuf>,
     },
+    /// Shows the certificate authority, or replaces its root
+    Ca {
+        /// Which of them.
+        #[command(subcommand)]
+        command: AuthorityCommand,
+    },
 }
 
 /// Settings as they are written.
@@ -40,7 +53,7 @@ pub struct ServeArgs {
     /// Address for agents, in plain text
     #[arg(long, env = "MESH_CONTROL_GRPC_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15010))]
     pub grpc_address: SocketAddr,
-    /// Address for agents over TLS; used if there is a certificate
+    /// Address for agents over TLS; used if there is a certificate or an authority
     #[arg(long, env = "MESH_CONTROL_TLS_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15012))]
     pub tls_address: SocketAddr,
     /// PEM file of the server's certificate chain, leaf first
@@ -49,6 +62,16 @@ pub struct ServeArgs {
     /// PEM file of the certificate's private key
     #[arg(long, env = "MESH_CONTROL_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+    /// DNS name or address that agents know this server by, for the certificate that its own authority issues to it if
+    /// there is no --tls-cert. May be given several times
+    #[arg(
+        long = "tls-name", env = "MESH_CONTROL_TLS_NAMES", value_name = "NAME", value_delimiter = ',', value_parser = server_name,
+        default_values = ["localhost", "mesh-control", "mesh-control.mesh-system", "mesh-control.mesh-system.svc", "mesh-control.mesh-system.svc.cluster.local"]
+    )]
+    pub tls_names: Vec<SanType>,
+    /// The certificate authority.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
     /// Address for health, metrics and status
     #[arg(long, env = "MESH_CONTROL_HTTP_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15014))]
     pub http_address: SocketAddr,
@@ -67,6 +90,12 @@ pub struct ServeArgs {
     /// Trust domain of the workloads' identities
     #[arg(long, env = "MESH_CONTROL_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Other names of the trust domain: an identity that a policy names in one of them is meant in all of them
+    #[arg(long, env = "MESH_CONTROL_TRUST_DOMAIN_ALIASES", value_name = "DOMAIN", value_delimiter = ',')]
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace whose policies are for the whole mesh
+    #[arg(long, env = "MESH_CONTROL_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
+    pub root_namespace: String,
     /// What to log, such as `info` or `mesh_control=debug,warn`
     #[arg(long, env = "MESH_CONTROL_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
@@ -94,6 +123,8 @@ pub struct Settings {
     pub grpc_address: SocketAddr,
     /// Agents over TLS.
     pub tls: Option<TlsSettings>,
+    /// The certificate authority.
+    pub authority: Option<AuthoritySettings>,
     /// Address for health, metrics and status.
     pub http_address: SocketAddr,
     /// Connections of agents at the same time.
@@ -107,10 +138,22 @@ pub struct Settings {
 pub struct TlsSettings {
     /// Address.
     pub address: SocketAddr,
-    /// PEM file of the certificate chain.
-    pub certificate: PathBuf,
-    /// PEM file of the private key.
-    pub key: PathBuf,
+    /// What agents verify.
+    pub certificate: ServerCertificate,
+}
+
+/// Where the server's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerCertificate {
+    /// PEM files.
+    Files {
+        /// The chain, leaf first.
+        certificate: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+    /// The server's own authority, for these names.
+    Issued(Vec<SanType>),
 }
 
 /// Every mistake in the settings.
@@ -144,14 +187,23 @@ impl ServeArgs {
             mistakes
                 .push(format!("--network: use letters, digits, '-', '_' and '.', not {:?}", self.network));
         }
-        let tls = match (self.tls_cert, self.tls_key) {
+        for alias in self.trust_domain_aliases.iter().filter(|alias| !is_name(alias)) {
+            mistakes.push(format!(
+                "--trust-domain-aliases: use letters, digits, '-', '_' and '.', not {alias:?}"
+            ));
+        }
+        if !is_label(&self.root_namespace) {
+            mistakes.push(format!("--root-namespace: {:?} is no name of a namespace", self.root_namespace));
+        }
+        let authority = self.authority.check(&mut mistakes);
+        let certificate = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => {
                 for path in [&certificate, &key].into_iter().filter(|path| !path.is_file()) {
                     mistakes.push(format!("--tls-cert, --tls-key: {} is not a file", path.display()));
                 }
-                Some(TlsSettings { address: self.tls_address, certificate, key })
+                Some(ServerCertificate::Files { certificate, key })
             }
-            (None, None) => None,
+            (None, None) => authority.is_some().then_some(ServerCertificate::Issued(self.tls_names)),
             _ => {
                 mistakes.push("--tls-cert and --tls-key: give both or neither".to_owned());
                 None
@@ -163,7 +215,8 @@ impl ServeArgs {
         Ok(Settings {
             manifests: self.manifests,
             grpc_address: self.grpc_address,
-            tls,
+            tls: certificate.map(|certificate| TlsSettings { address: self.tls_address, certificate }),
+            authority,
             http_address: self.http_address,
             max_connections: self.max_connections,
             mesh: Mesh {
@@ -171,9 +224,20 @@ impl ServeArgs {
                 cluster_domain: self.cluster_domain,
                 network: self.network,
                 trust_domain: self.trust_domain,
+                trust_domain_aliases: self.trust_domain_aliases,
+                root_namespace: self.root_namespace,
             },
         })
     }
+}
+
+/// Reads a DNS name or an IP address.
+fn server_name(text: &str) -> Result<SanType, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let name = Ia5String::try_from(text).ok().filter(|name| is_name(name.as_str()));
+    name.map(SanType::DnsName).ok_or_else(|| "expected a DNS name or an IP address".to_owned())
 }
 
 /// These become parts of resource names, between slashes.

@@ -85,8 +85,8 @@ pub struct Problem {
     pub field: Option<String>,
     /// What is wrong with it.
     pub reason: String,
-    /// Whether an earlier version of what is refused is still served.
-    pub last_good_served: bool,
+    /// What counts in the place of what is refused, if anything does.
+    pub served_instead: Option<&'static str>,
 }
 
 impl fmt::Display for Problem {
@@ -102,10 +102,10 @@ impl fmt::Display for Problem {
             write!(out, " {field}:")?;
         }
         write!(out, " {}", self.reason)?;
-        match (self.severity, self.last_good_served) {
+        match (self.severity, self.served_instead) {
             (Severity::Warning, _) => out.write_str(" (warning)"),
-            (Severity::Refused, false) => Ok(()),
-            (Severity::Refused, true) => out.write_str(" (the last good version is still served)"),
+            (Severity::Refused, None) => Ok(()),
+            (Severity::Refused, Some(instead)) => write!(out, " ({instead})"),
         }
     }
 }

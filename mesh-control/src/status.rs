@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use mesh_xds::server::{ClientStatus, DiscoveryServer};
 use serde::Serialize;
 
+use crate::authority::{Authority, AuthorityStatus};
 use crate::metrics::Metrics;
 use crate::source::Report;
 use crate::translate::Served;
@@ -34,6 +35,8 @@ pub struct StatusView {
     /// What there is.
     #[serde(flatten)]
     pub content: Content,
+    /// The certificate authority, if there is one.
+    pub authority: Option<AuthorityStatus>,
     /// Connected agents, by name.
     pub agents: Vec<ClientStatus>,
 }
@@ -45,11 +48,16 @@ pub(crate) struct Status {
     content: ArcSwap<Content>,
     metrics: Arc<Metrics>,
     discovery: DiscoveryServer,
+    authority: Option<Arc<Authority>>,
 }
 
 impl Status {
-    pub(crate) fn new(metrics: Arc<Metrics>, discovery: DiscoveryServer) -> Self {
-        Self { ready: AtomicBool::new(false), content: ArcSwap::default(), metrics, discovery }
+    pub(crate) fn new(
+        metrics: Arc<Metrics>,
+        discovery: DiscoveryServer,
+        authority: Option<Arc<Authority>>,
+    ) -> Self {
+        Self { ready: AtomicBool::new(false), content: ArcSwap::default(), metrics, discovery, authority }
     }
 
     pub(crate) fn set_content(&self, content: Content) {
@@ -82,6 +90,7 @@ impl Status {
         StatusView {
             ready: self.ready.load(Ordering::Acquire),
             content: Content::clone(&self.content.load()),
+            authority: self.authority.as_ref().map(|authority| authority.status()),
             agents,
         }
     }

@@ -1,15 +1,19 @@
-//! From resources to what agents are told: the `Address` resources of the workload protocol.
+//! From resources to what agents are told: the `Address` and `Authorization` resources of Istio's ambient protocols.
 //!
 //! Every input that becomes an output is an `Item`. A change marks the items that look at what changed
 //! (`inputs::Inputs` knows who looks at what), each marked item is translated anew by a function of the inputs
 //! alone, and only what came out different goes on. The result is therefore the same whichever way the inputs came
 //! to be what they are, which the tests check with random changes.
 
+mod authorization;
 mod endpoint;
 mod index;
 mod inputs;
 mod membership;
+mod mutual_tls;
+mod output;
 mod pod;
+mod policies;
 mod service;
 
 #[cfg(test)]
@@ -20,13 +24,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_xds::proto::workload::address::Type;
-use mesh_xds::proto::workload::{Address, NetworkAddress, NetworkMode, Service, Workload};
+use mesh_xds::proto::workload::NetworkAddress;
 use tracing::warn;
 
 use crate::model::{Kind, ObjectName};
 use crate::source::Change;
 use inputs::Inputs;
+pub use output::{Message, Output, OutputName, OutputType, Served};
+
+/// The usual trust domain. Where a policy names it, whatever trust domain the mesh has is meant.
+const CLUSTER_LOCAL: &str = "cluster.local";
 
 /// What is the same for everything in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +46,10 @@ pub struct Mesh {
     pub network: String,
     /// Trust domain of the identities.
     pub trust_domain: String,
+    /// Other names of it: an identity that a policy names in one of them is meant in all of them.
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace whose policies are for the whole mesh.
+    pub root_namespace: String,
 }
 
 impl Default for Mesh {
@@ -47,7 +58,9 @@ impl Default for Mesh {
             cluster_id: "Kubernetes".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             network: String::new(),
-            trust_domain: "cluster.local".to_owned(),
+            trust_domain: CLUSTER_LOCAL.to_owned(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
         }
     }
 }
@@ -60,7 +73,7 @@ impl Mesh {
 
     /// The trust domain as the protocol has it: the usual one is left out.
     fn wire_trust_domain(&self) -> String {
-        if self.trust_domain == "cluster.local" { String::new() } else { self.trust_domain.clone() }
+        if self.trust_domain == CLUSTER_LOCAL { String::new() } else { self.trust_domain.clone() }
     }
 
     fn uid(&self, kind: Kind, name: &ObjectName) -> String {
@@ -77,50 +90,17 @@ enum Item {
     Pod(ObjectName),
     WorkloadEntry(ObjectName),
     EndpointSlice(ObjectName),
-}
-
-/// A resource as agents get it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AddressResource {
-    /// `uid` of a workload, `namespace/hostname` of a service.
-    pub name: String,
-    /// `network/ip` for each of its addresses: agents may ask by them.
-    pub aliases: Vec<String>,
-    /// The content.
-    pub address: Address,
-}
-
-impl From<Workload> for AddressResource {
-    fn from(workload: Workload) -> Self {
-        // A shared address does not tell who is there.
-        let own = workload.network_mode() != NetworkMode::HostNetwork;
-        let addresses = workload.addresses.iter().filter(|_| own);
-        Self {
-            name: workload.uid.clone(),
-            aliases: addresses.filter_map(|address| alias(&workload.network, address)).collect(),
-            address: Address { r#type: Some(Type::Workload(workload)) },
-        }
-    }
-}
-
-impl From<Service> for AddressResource {
-    fn from(service: Service) -> Self {
-        let addresses = service.addresses.iter();
-        Self {
-            name: format!("{}/{}", service.namespace, service.hostname),
-            aliases: addresses.filter_map(|address| alias(&address.network, &address.address)).collect(),
-            address: Address { r#type: Some(Type::Service(service)) },
-        }
-    }
+    AuthorizationPolicy(ObjectName),
+    PeerAuthentication(ObjectName),
 }
 
 /// What a change of inputs amounts to.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Delta {
     /// Resources that are new or different, by name.
-    pub upserts: Vec<Arc<AddressResource>>,
+    pub upserts: Vec<Arc<Output>>,
     /// Names of resources that are gone.
-    pub removals: Vec<String>,
+    pub removals: Vec<OutputName>,
 }
 
 impl Delta {
@@ -130,50 +110,22 @@ impl Delta {
     }
 }
 
-/// Numbers of outputs.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Served {
-    /// Workloads.
-    pub workloads: usize,
-    /// Services.
-    pub services: usize,
-}
-
-impl Served {
-    /// Counts a resource that comes, goes or changes.
-    fn replace(&mut self, was: Option<&AddressResource>, now: Option<&AddressResource>) {
-        if let Some(count) = was.and_then(|resource| self.count_of(resource)) {
-            *count -= 1;
-        }
-        if let Some(count) = now.and_then(|resource| self.count_of(resource)) {
-            *count += 1;
-        }
-    }
-
-    fn count_of(&mut self, resource: &AddressResource) -> Option<&mut usize> {
-        match resource.address.r#type.as_ref()? {
-            Type::Workload(_) => Some(&mut self.workloads),
-            Type::Service(_) => Some(&mut self.services),
-        }
-    }
-}
-
 /// Keeps the outputs up to date with the inputs.
 #[derive(Debug, Default)]
 pub struct Translator {
     mesh: Mesh,
     inputs: Inputs,
     /// Who produces a resource of a name, the one that counts first.
-    claims: HashMap<String, BTreeMap<Item, Arc<AddressResource>>>,
+    claims: HashMap<OutputName, BTreeMap<Item, Arc<Output>>>,
     /// What an item produces.
-    produced: HashMap<Item, Vec<String>>,
+    produced: HashMap<Item, Vec<OutputName>>,
     served: Served,
 }
 
 impl Translator {
     /// Nothing yet.
     pub fn new(mesh: Mesh) -> Self {
-        Self { mesh, ..Self::default() }
+        Self { inputs: Inputs::new(mesh.root_namespace.as_str().into()), mesh, ..Self::default() }
     }
 
     /// Works the changes in and returns what they change.
@@ -211,12 +163,12 @@ impl Translator {
     }
 
     /// The output of this name.
-    fn resource(&self, name: &str) -> Option<Arc<AddressResource>> {
+    fn resource(&self, name: &OutputName) -> Option<Arc<Output>> {
         self.claims.get(name)?.values().next().cloned()
     }
 
     /// Translates an item anew, and notes in `before` what its outputs were until now.
-    fn refresh(&mut self, item: Item, before: &mut BTreeMap<String, Option<Arc<AddressResource>>>) {
+    fn refresh(&mut self, item: Item, before: &mut BTreeMap<OutputName, Option<Arc<Output>>>) {
         for name in self.produced.remove(&item).unwrap_or_default() {
             before.entry(name.clone()).or_insert_with(|| self.resource(&name));
             if let Some(claims) = self.claims.get_mut(&name) {
@@ -233,7 +185,12 @@ impl Translator {
             let claims = self.claims.entry(name.clone()).or_default();
             claims.insert(item.clone(), Arc::new(resource));
             if let (Some((owner, _)), Some((second, _))) = (claims.iter().next(), claims.iter().nth(1)) {
-                warn!(name, ?owner, ?second, "two resources claim one name: only the first is served");
+                warn!(
+                    name = name.name,
+                    ?owner,
+                    ?second,
+                    "two resources claim one name: only the first is served"
+                );
             }
             names.push(name);
         }
@@ -242,7 +199,7 @@ impl Translator {
         }
     }
 
-    fn translate(&self, item: &Item) -> Vec<AddressResource> {
+    fn translate(&self, item: &Item) -> Vec<Output> {
         let (mesh, inputs) = (&self.mesh, &self.inputs);
         let resources = match item {
             Item::Service(name) => inputs
@@ -251,7 +208,7 @@ impl Translator {
                 .and_then(|service| service::kubernetes(mesh, inputs, service))
                 .map(|service| vec![service.into()]),
             Item::ServiceEntry(name) => {
-                inputs.service_entries.get(name).map(|entry| service::entry(mesh, entry))
+                inputs.service_entries.get(name).map(|entry| service::entry(mesh, inputs, entry))
             }
             Item::Pod(name) => inputs
                 .pods
@@ -265,6 +222,15 @@ impl Translator {
             Item::EndpointSlice(name) => {
                 inputs.slices.get(name).map(|slice| endpoint::opaque(mesh, inputs, slice))
             }
+            Item::AuthorizationPolicy(name) => inputs
+                .policies
+                .authorization(name)
+                .map(|policy| vec![authorization::of_policy(mesh, policy).into()]),
+            Item::PeerAuthentication(name) => inputs
+                .policies
+                .peer(name)
+                .and_then(|policy| mutual_tls::authorization(&inputs.policies, policy))
+                .map(|authorization| vec![authorization.into()]),
         };
         resources.unwrap_or_default()
     }
@@ -280,12 +246,4 @@ pub(crate) fn octets(address: IpAddr) -> Bytes {
 
 fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
     NetworkAddress { network: network.to_owned(), address: octets(address), length: None }
-}
-
-fn alias(network: &str, octets: &[u8]) -> Option<String> {
-    let address = <[u8; 4]>::try_from(octets)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
-        .ok()?;
-    Some(format!("{network}/{address}"))
 }

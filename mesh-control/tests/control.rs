@@ -11,6 +11,7 @@
 
 mod control {
     mod agent;
+    mod authority;
     mod examples;
     mod fixture;
     mod serving;

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod background;
+pub mod capture;
 pub mod certificates;
 pub mod echo;
 pub mod lab;
@@ -39,6 +40,7 @@ mod cgroup;
 mod network;
 
 pub use background::Background;
+pub use capture::{Capture, CaptureError, Captured, RunningCapture};
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
 pub use mesh::{Manifests, Mesh, MeshError, Programs};

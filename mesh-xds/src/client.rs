@@ -23,12 +23,10 @@
 //! # Ok(()) }
 //! ```
 
-mod backoff;
 mod config;
 mod handler;
 mod session;
 mod status;
-mod transport;
 mod types;
 
 use std::sync::Arc;
@@ -38,13 +36,13 @@ use http::Uri;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-pub use self::config::{ClientConfig, ConfigError, PrepareSocket, Subscription, TlsConfig};
+pub use self::config::{ClientConfig, ConfigError, Subscription};
 pub use self::handler::{Handler, Rejection, Update};
 pub use self::status::{Failure, Status, TypeStatus};
 
-use self::backoff::Backoff;
 use self::session::Session;
 use self::types::{Names, Types};
+use crate::backoff::Backoff;
 
 /// A stream that lived this long and brought something was a good one: after it, waiting begins anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
@@ -109,7 +107,7 @@ impl<H: Handler> Client<H> {
             failures_in_a_row += 1;
             // Another server may well be there: only a round that found none is worth a long wait.
             let round_failed = failures_in_a_row.is_multiple_of(self.servers.len());
-            sleep(if round_failed { backoff.next() } else { backoff.pause() }).await;
+            sleep(if round_failed { backoff.delay() } else { backoff.pause() }).await;
         }
     }
 }

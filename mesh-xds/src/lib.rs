@@ -1,12 +1,14 @@
 //! The configuration protocol of the mesh, and nothing else: the messages ([`proto`]), a client and a server of
-//! delta discovery, the form of identities ([`identity`]), and the names ([`annotation`]) of what the control server
-//! and an agent both read from pods.
+//! delta discovery, the way to a control server ([`transport`]), the form of identities ([`identity`]), and the names
+//! ([`annotation`]) of what the control server and an agent both read from pods.
 
 pub mod annotation;
+pub mod backoff;
 pub mod client;
 pub mod identity;
 pub mod proto;
 pub mod server;
+pub mod transport;
 
 mod text;
 mod time;

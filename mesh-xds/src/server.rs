@@ -74,6 +74,9 @@ pub struct ServerConfig {
     pub max_names: usize,
     /// Clients served at the same time. 10,000 by default.
     pub max_clients: usize,
+    /// Types whose resources name those of the types before them: a client gets them in this order and loses them in
+    /// the other. None by default.
+    pub order: Vec<Arc<str>>,
     /// Is told of what is sent and refused. Nobody by default.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -88,6 +91,7 @@ impl Default for ServerConfig {
             max_request_bytes: 32 * 1024 * 1024,
             max_names: 100_000,
             max_clients: 10_000,
+            order: Vec::new(),
             observer: None,
         }
     }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_xds::client::{
-    Client, ClientConfig, ClientHandle, ConfigError, Handler, PrepareSocket, Rejection, Status, Subscription,
-    TlsConfig, Update,
+    Client, ClientConfig, ClientHandle, ConfigError, Handler, Rejection, Status, Subscription, Update,
 };
 use mesh_xds::proto::Name;
 use mesh_xds::proto::discovery::{Node, Resource};
 use mesh_xds::proto::workload::Address;
+use mesh_xds::transport::Transport;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -70,7 +70,7 @@ impl ConfigClient {
     ///
     /// # Errors
     /// When the servers cannot be used as they are given. A damaged file is reported and ignored.
-    pub fn new(settings: &RunArgs, prepare_socket: PrepareSocket) -> Result<Self, ConfigError> {
+    pub fn new(settings: &RunArgs, transport: Transport) -> Result<Self, ConfigError> {
         let cache = Cache::new(&settings.node.state_dir);
         let mut store = Store::new(settings.local_node());
         let mut state = ConfigState::default();
@@ -90,9 +90,7 @@ impl ConfigClient {
             state.cached = held.len();
         }
         let mut config = ClientConfig::new(settings.control_servers.clone(), node(settings), Vec::new());
-        config.tls = settings.control_root_cert.clone().map(|roots| TlsConfig { roots, server_name: None });
-        config.token_file = settings.control_token_file.clone();
-        config.prepare_socket = Some(prepare_socket);
+        config.transport = transport;
         let client = Self { config, cache, store, held, state: watch::Sender::new(state) };
         // Finds mistakes in the settings before anything is touched.
         Client::new(client.subscribed(HashMap::new()), |_: &Update| Vec::new())?;

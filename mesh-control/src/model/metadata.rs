@@ -85,7 +85,7 @@ pub(super) fn is_subdomain(text: &str) -> bool {
 }
 
 /// Whether `text` is a DNS label.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     text.len() <= MAX_LABEL && is_label_of_any_length(text)
 }
 

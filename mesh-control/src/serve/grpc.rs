@@ -1,4 +1,4 @@
-//! The discovery service, in plain text and over TLS.
+//! The discovery and the certificate service, in plain text and over TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use mesh_xds::server::DiscoveryServer;
 use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Identity, ServerTlsConfig};
 
-use super::incoming;
+use super::{incoming, tls};
+use crate::authority::{CertificateService, ServingCertificate};
 use crate::control::StartError;
 use crate::settings::TlsSettings;
 
@@ -20,20 +20,23 @@ const BACKLOG: u32 = 1024;
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     socket: TcpSocket,
-    tls: Option<Identity>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    certificates: CertificateService,
 }
 
 impl Endpoint {
-    pub(crate) fn plain(address: SocketAddr) -> Result<Self, StartError> {
-        Ok(Self { socket: bind(address)?, tls: None })
+    pub(crate) fn plain(address: SocketAddr, certificates: CertificateService) -> Result<Self, StartError> {
+        Ok(Self { socket: bind(address)?, tls: None, certificates })
     }
 
-    pub(crate) fn tls(settings: &TlsSettings) -> Result<Self, StartError> {
-        let read = |path: &std::path::Path| {
-            std::fs::read(path).map_err(|source| StartError::Certificate { path: path.to_owned(), source })
-        };
-        let identity = Identity::from_pem(read(&settings.certificate)?, read(&settings.key)?);
-        Ok(Self { socket: bind(settings.address)?, tls: Some(identity) })
+    /// `issued` is what to show if the settings name no files.
+    pub(crate) fn tls(
+        settings: &TlsSettings,
+        issued: Option<Arc<ServingCertificate>>,
+        certificates: CertificateService,
+    ) -> Result<Self, StartError> {
+        let config = tls::config(&settings.certificate, issued)?;
+        Ok(Self { socket: bind(settings.address)?, tls: Some(config), certificates })
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr, StartError> {
@@ -48,16 +51,18 @@ impl Endpoint {
         stop: CancellationToken,
     ) -> Result<(), StartError> {
         let listener = self.socket.listen(BACKLOG).map_err(StartError::Socket)?;
-        let mut server = DiscoveryServer::transport();
-        if let Some(identity) = self.tls {
-            server =
-                server.tls_config(ServerTlsConfig::new().identity(identity)).map_err(StartError::Grpc)?;
-        }
-        server
+        let connections = incoming::accept(listener, places);
+        let router = DiscoveryServer::transport()
             .add_service(discovery.service())
-            .serve_with_incoming_shutdown(incoming::accept(listener, places), stop.cancelled_owned())
-            .await
-            .map_err(StartError::Grpc)
+            .add_service(self.certificates.server());
+        let stop = stop.cancelled_owned();
+        let served = match self.tls {
+            None => router.serve_with_incoming_shutdown(connections, stop).await,
+            Some(config) => {
+                router.serve_with_incoming_shutdown(tls::shake_hands(connections, config), stop).await
+            }
+        };
+        served.map_err(StartError::Grpc)
     }
 }
 

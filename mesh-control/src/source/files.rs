@@ -24,7 +24,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{info, warn};
 
 use super::{Batch, BatchSender, Problem};
-use directory::{Directory, file_problem, read_bounded};
+use directory::{Directory, ManifestFile, file_problem, read_bounded};
 use document::Manifest;
 use writers::Writers;
 
@@ -49,7 +49,11 @@ pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
     let mut problems: Vec<Problem> = files
         .iter()
         .flat_map(|path| match read_bounded(path) {
-            Ok(text) => Manifest::parse(path, &text).problems,
+            Ok(text) => {
+                let mut file = ManifestFile::default();
+                file.adopt(Manifest::parse(path, &text));
+                file.problems
+            }
             Err(reason) => vec![file_problem(path, reason)],
         })
         .collect();
@@ -58,11 +62,12 @@ pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// The resources in a text, and everything that is wrong with it.
+/// The resources in a text, as a file that is new would give them, and everything that is wrong with it.
 #[cfg(test)]
 pub(crate) fn resources(text: &str) -> (Vec<crate::model::Resource>, Vec<Problem>) {
-    let manifest = Manifest::parse(std::path::Path::new("test.yaml"), text);
-    (manifest.resources.into_values().map(|given| given.resource).collect(), manifest.problems)
+    let mut file = ManifestFile::default();
+    file.adopt(Manifest::parse(std::path::Path::new("test.yaml"), text));
+    (file.resources.into_values().map(|given| given.resource).collect(), file.problems)
 }
 
 struct FileSource {

@@ -7,7 +7,7 @@ use mesh_xds::proto::workload::{NetworkMode, TunnelProtocol, Workload, WorkloadS
 use super::inputs::Inputs;
 use super::membership::{self, Services};
 use super::pod::{canonical, locality};
-use super::{AddressResource, Mesh, octets};
+use super::{Mesh, Output, mutual_tls, octets};
 use crate::model::{
     Endpoint, EndpointAddress, EndpointSlice, Kind, Labels, ObjectName, ServiceEntry, WorkloadEntry,
 };
@@ -19,11 +19,11 @@ const TUNNEL: &str = "networking.istio.io/tunnel";
 pub(super) fn workload_entry(mesh: &Mesh, inputs: &Inputs, entry: &WorkloadEntry) -> Workload {
     let services = membership::of_workload_entry(mesh, inputs, entry);
     let uid = mesh.uid(Kind::WorkloadEntry, &entry.name);
-    workload(mesh, uid, &entry.name, &entry.labels, &entry.endpoint, services)
+    workload(mesh, inputs, uid, &entry.name, &entry.labels, &entry.endpoint, services)
 }
 
 /// The workload of an endpoint that is written into a service entry.
-pub(super) fn listed(mesh: &Mesh, entry: &ServiceEntry, endpoint: &Endpoint) -> Workload {
+pub(super) fn listed(mesh: &Mesh, inputs: &Inputs, entry: &ServiceEntry, endpoint: &Endpoint) -> Workload {
     let ports = membership::of_endpoint(&entry.ports, endpoint);
     let services = membership::entry_names(entry).map(|name| (name, ports.clone())).collect();
     let address = match &endpoint.address {
@@ -31,11 +31,11 @@ pub(super) fn listed(mesh: &Mesh, entry: &ServiceEntry, endpoint: &Endpoint) -> 
         EndpointAddress::Hostname(name) => name.clone(),
     };
     let uid = format!("{}/{address}", mesh.uid(Kind::ServiceEntry, &entry.name));
-    workload(mesh, uid, &entry.name, &endpoint.labels, endpoint, services)
+    workload(mesh, inputs, uid, &entry.name, &endpoint.labels, endpoint, services)
 }
 
 /// The workload that stands for a host of a service entry which is to be resolved itself.
-pub(super) fn resolved(mesh: &Mesh, entry: &ServiceEntry, host: &str) -> Workload {
+pub(super) fn resolved(mesh: &Mesh, inputs: &Inputs, entry: &ServiceEntry, host: &str) -> Workload {
     let endpoint = Endpoint {
         address: EndpointAddress::Hostname(host.to_owned()),
         ports: BTreeMap::new(),
@@ -48,12 +48,12 @@ pub(super) fn resolved(mesh: &Mesh, entry: &ServiceEntry, host: &str) -> Workloa
     let ports = membership::of_endpoint(&entry.ports, &endpoint);
     let services = Services::from([(format!("{}/{host}", entry.name.namespace), ports)]);
     let uid = format!("{}/{host}", mesh.uid(Kind::ServiceEntry, &entry.name));
-    workload(mesh, uid, &entry.name, &endpoint.labels, &endpoint, services)
+    workload(mesh, inputs, uid, &entry.name, &endpoint.labels, &endpoint, services)
 }
 
 /// The workloads of a slice's endpoints that are not pods. Nothing is known of them but the address, which may
 /// well be one that others use as well: it does not tell who is there.
-pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec<AddressResource> {
+pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec<Output> {
     let Some(service) = membership::listed_service(inputs, slice) else {
         return Vec::new();
     };
@@ -85,11 +85,12 @@ pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec
             ..Workload::default()
         });
     }
-    workloads.into_values().map(AddressResource::from).collect()
+    workloads.into_values().map(Output::from).collect()
 }
 
 fn workload(
     mesh: &Mesh,
+    inputs: &Inputs,
     uid: String,
     name: &ObjectName,
     labels: &Labels,
@@ -102,7 +103,7 @@ fn workload(
     };
     let (canonical_name, canonical_revision) = canonical(labels, &name.name);
     let tunnels = labels.get(TUNNEL).is_some_and(|tunnel| tunnel == "http");
-    Workload {
+    let mut workload = Workload {
         uid,
         name: name.name.to_string(),
         namespace: name.namespace.to_string(),
@@ -123,5 +124,7 @@ fn workload(
         locality: locality(&endpoint.locality),
         capacity: endpoint.weight,
         ..Workload::default()
-    }
+    };
+    mutual_tls::attach(&inputs.policies, &name.namespace, labels, &mut workload);
+    workload
 }

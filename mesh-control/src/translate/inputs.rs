@@ -3,10 +3,12 @@
 //! | output of | looks at |
 //! |---|---|
 //! | Service | the service, its namespace |
-//! | Pod | the pod, its namespace, its node, services and service entries that select it, slices that list it |
+//! | Pod | the pod, its namespace, its node, services and service entries that select it, slices that list it, policies for it |
 //! | EndpointSlice | the slice, its service, pods that have one of its addresses |
-//! | ServiceEntry | the entry |
-//! | WorkloadEntry | the entry, services and service entries that select it |
+//! | ServiceEntry | the entry, policies for its endpoints |
+//! | WorkloadEntry | the entry, services and service entries that select it, policies for it |
+//! | AuthorizationPolicy | the policy |
+//! | PeerAuthentication | the policy, those for all of its namespace and for the mesh |
 //!
 //! Each `touch_*` marks the items that look at a resource. It is called for the old version while that is in the
 //! indexes, and for the new one once it is.
@@ -17,9 +19,10 @@ use std::sync::Arc;
 
 use super::Item;
 use super::index::{Index, Labelled, Selecting};
+use super::policies::Policies;
 use crate::model::{
-    EndpointSlice, Kind, Namespace, Node, ObjectName, Pod, Resource, ResourceKey, Selector, Service,
-    ServiceEntry, WorkloadEntry,
+    AuthorizationPolicy, EndpointSlice, EntryEndpoints, Kind, Labels, Namespace, Node, ObjectName,
+    PeerAuthentication, Pod, Resource, ResourceKey, Selector, Service, ServiceEntry, WorkloadEntry,
 };
 use crate::source::Change;
 
@@ -33,12 +36,13 @@ pub(super) struct Inputs {
     pub(super) slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     pub(super) service_entries: BTreeMap<ObjectName, Arc<ServiceEntry>>,
     pub(super) workload_entries: BTreeMap<ObjectName, Arc<WorkloadEntry>>,
+    pub(super) policies: Policies,
 
     pods_by_node: Index<Arc<str>, ObjectName>,
     /// Pods that have their addresses for themselves.
     pods_by_address: Index<IpAddr, ObjectName>,
-    pods_by_label: Labelled<ObjectName>,
-    entries_by_label: Labelled<ObjectName>,
+    /// Whatever a selector may select: pods, workload entries, and service entries by the labels of their endpoints.
+    workloads_by_label: Labelled<Item>,
     services_by_selector: Selecting<ObjectName>,
     entries_by_selector: Selecting<ObjectName>,
     slices_by_service: Index<ObjectName, ObjectName>,
@@ -51,9 +55,17 @@ pub(super) struct Inputs {
 type Dirty = BTreeSet<Item>;
 
 impl Inputs {
+    /// None yet. Policies in the namespace `root` are for the whole mesh.
+    pub(super) fn new(root: Arc<str>) -> Self {
+        Self { policies: Policies::new(root), ..Self::default() }
+    }
+
     /// Works a change in and marks who looks at it.
     pub(super) fn apply(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
+            Change::Upsert(Resource::AuthorizationPolicy(policy)) => {
+                self.replace_policy(&policy.name.clone(), Some(policy), dirty);
+            }
             Change::Upsert(resource) => {
                 self.remove(&resource.key(), dirty);
                 self.insert(resource, dirty);
@@ -71,6 +83,8 @@ impl Inputs {
             Kind::EndpointSlice => self.slices.len(),
             Kind::ServiceEntry => self.service_entries.len(),
             Kind::WorkloadEntry => self.workload_entries.len(),
+            Kind::AuthorizationPolicy => self.policies.authorization_count(),
+            Kind::PeerAuthentication => self.policies.peer_count(),
         }
     }
 
@@ -78,7 +92,7 @@ impl Inputs {
     pub(super) fn services_selecting<'a>(
         &'a self,
         namespace: &Arc<str>,
-        labels: &'a crate::model::Labels,
+        labels: &'a Labels,
     ) -> impl Iterator<Item = &'a Arc<Service>> {
         let candidates = self.services_by_selector.candidates(namespace, labels);
         candidates
@@ -90,7 +104,7 @@ impl Inputs {
     pub(super) fn entries_selecting<'a>(
         &'a self,
         namespace: &Arc<str>,
-        labels: &'a crate::model::Labels,
+        labels: &'a Labels,
     ) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
         let candidates = self.entries_by_selector.candidates(namespace, labels);
         candidates
@@ -144,13 +158,25 @@ impl Inputs {
                     let namespace = &entry.name.namespace;
                     self.entries_by_selector.insert(namespace, selector, entry.name.clone());
                 }
+                for labels in endpoint_labels(&entry) {
+                    let item = Item::ServiceEntry(entry.name.clone());
+                    self.workloads_by_label.insert(&entry.name.namespace, labels, &item);
+                }
                 self.touch_service_entry(&entry, dirty);
                 self.service_entries.insert(entry.name.clone(), entry);
             }
             Resource::WorkloadEntry(entry) => {
-                self.entries_by_label.insert(&entry.name.namespace, &entry.labels, &entry.name);
-                dirty.insert(Item::WorkloadEntry(entry.name.clone()));
+                let item = Item::WorkloadEntry(entry.name.clone());
+                self.workloads_by_label.insert(&entry.name.namespace, &entry.labels, &item);
+                dirty.insert(item);
                 self.workload_entries.insert(entry.name.clone(), entry);
+            }
+            Resource::AuthorizationPolicy(policy) => {
+                self.replace_policy(&policy.name.clone(), Some(policy), dirty);
+            }
+            Resource::PeerAuthentication(policy) => {
+                self.policies.insert_peer(Arc::clone(&policy));
+                self.touch_peer(&policy, dirty);
             }
         }
     }
@@ -192,12 +218,23 @@ impl Inputs {
                     if let Some(selector) = entry.selector() {
                         self.entries_by_selector.remove(&name.namespace, selector, name);
                     }
+                    for labels in endpoint_labels(&entry) {
+                        let item = Item::ServiceEntry(name.clone());
+                        self.workloads_by_label.remove(&name.namespace, labels, &item);
+                    }
                 }
             }
             Kind::WorkloadEntry => {
                 if let Some(entry) = self.workload_entries.remove(name) {
-                    self.entries_by_label.remove(&name.namespace, &entry.labels, name);
-                    dirty.insert(Item::WorkloadEntry(name.clone()));
+                    let item = Item::WorkloadEntry(name.clone());
+                    self.workloads_by_label.remove(&name.namespace, &entry.labels, &item);
+                    dirty.insert(item);
+                }
+            }
+            Kind::AuthorizationPolicy => self.replace_policy(name, None, dirty),
+            Kind::PeerAuthentication => {
+                if let Some(policy) = self.policies.remove_peer(name) {
+                    self.touch_peer(&policy, dirty);
                 }
             }
         }
@@ -206,7 +243,7 @@ impl Inputs {
     fn insert_pod(&mut self, pod: Arc<Pod>, dirty: &mut Dirty) {
         let name = &pod.name;
         self.pods_by_node.insert(Arc::clone(&pod.node), name.clone());
-        self.pods_by_label.insert(&name.namespace, &pod.labels, name);
+        self.workloads_by_label.insert(&name.namespace, &pod.labels, &Item::Pod(name.clone()));
         for address in own_addresses(&pod) {
             self.pods_by_address.insert(*address, name.clone());
         }
@@ -218,7 +255,7 @@ impl Inputs {
         let name = &pod.name;
         self.touch_pod(pod, dirty);
         self.pods_by_node.remove(&pod.node, name);
-        self.pods_by_label.remove(&name.namespace, &pod.labels, name);
+        self.workloads_by_label.remove(&name.namespace, &pod.labels, &Item::Pod(name.clone()));
         for address in own_addresses(pod) {
             self.pods_by_address.remove(address, name);
         }
@@ -302,10 +339,71 @@ impl Inputs {
         let Some(selector) = selector else {
             return;
         };
-        dirty.extend(self.pods_by_label.candidates(namespace, selector).into_iter().map(Item::Pod));
-        dirty.extend(
-            self.entries_by_label.candidates(namespace, selector).into_iter().map(Item::WorkloadEntry),
-        );
+        dirty.extend(self.workloads_by_label.candidates(namespace, selector));
+    }
+
+    /// Puts a policy in the place of another, or of none. Workloads name the policies that select them: they look at
+    /// its selector only.
+    fn replace_policy(
+        &mut self,
+        name: &ObjectName,
+        policy: Option<Arc<AuthorizationPolicy>>,
+        dirty: &mut Dirty,
+    ) {
+        let was = self.policies.remove_authorization(name);
+        let now = policy.as_ref();
+        let (before, after) =
+            (was.and_then(|was| was.selector.clone()), now.and_then(|now| now.selector.clone()));
+        if let Some(policy) = policy {
+            self.policies.insert_authorization(policy);
+        }
+        dirty.insert(Item::AuthorizationPolicy(name.clone()));
+        if before != after {
+            for selector in before.iter().chain(&after) {
+                self.touch_selected_by_policy(&name.namespace, selector, dirty);
+            }
+        }
+    }
+
+    fn touch_peer(&self, policy: &PeerAuthentication, dirty: &mut Dirty) {
+        let namespace = &policy.name.namespace;
+        dirty.insert(Item::PeerAuthentication(policy.name.clone()));
+        match &policy.selector {
+            Some(selector) => self.touch_selected_by_policy(namespace, selector, dirty),
+            None if self.policies.is_root(namespace) => {
+                dirty.extend(self.policies.all_peers().cloned().map(Item::PeerAuthentication));
+                for namespace in self.namespaces_of_workloads() {
+                    self.touch_workloads(&namespace, dirty);
+                }
+            }
+            None => {
+                dirty.extend(self.policies.peers_in(namespace).cloned().map(Item::PeerAuthentication));
+                self.touch_workloads(namespace, dirty);
+            }
+        }
+    }
+
+    fn touch_selected_by_policy(&self, namespace: &Arc<str>, selector: &Selector, dirty: &mut Dirty) {
+        if !self.policies.is_root(namespace) {
+            return self.touch_selected(namespace, Some(selector), dirty);
+        }
+        for namespace in self.namespaces_of_workloads() {
+            self.touch_selected(&namespace, Some(selector), dirty);
+        }
+    }
+
+    fn touch_workloads(&self, namespace: &Arc<str>, dirty: &mut Dirty) {
+        dirty.extend(in_namespace(&self.pods, namespace).map(Item::Pod));
+        dirty.extend(in_namespace(&self.workload_entries, namespace).map(Item::WorkloadEntry));
+        dirty.extend(in_namespace(&self.service_entries, namespace).map(Item::ServiceEntry));
+    }
+
+    fn namespaces_of_workloads(&self) -> BTreeSet<Arc<str>> {
+        let mut namespaces = BTreeSet::new();
+        namespaces.extend(namespaces_of(&self.pods));
+        namespaces.extend(namespaces_of(&self.workload_entries));
+        namespaces.extend(namespaces_of(&self.service_entries));
+        namespaces
     }
 }
 
@@ -317,6 +415,15 @@ fn own_addresses(pod: &Pod) -> impl Iterator<Item = &IpAddr> {
 /// Addresses of a slice's endpoints that name no pod.
 fn loose_addresses(slice: &EndpointSlice) -> impl Iterator<Item = &IpAddr> {
     slice.endpoints.iter().filter(|endpoint| endpoint.pod.is_none()).flat_map(|endpoint| &endpoint.addresses)
+}
+
+/// The labels of the endpoints that are written into a service entry.
+fn endpoint_labels(entry: &ServiceEntry) -> impl Iterator<Item = &Labels> {
+    let listed = match &entry.endpoints {
+        EntryEndpoints::Listed(endpoints) => endpoints.as_slice(),
+        EntryEndpoints::Selected(_) => &[],
+    };
+    listed.iter().map(|endpoint| &endpoint.labels)
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
@@ -333,4 +440,14 @@ fn in_namespace<V>(
         .map(|(name, _)| name)
         .take_while(move |name| name.namespace == *namespace)
         .cloned()
+}
+
+/// The namespaces that have one of the resources, without looking at each resource.
+fn namespaces_of<V>(resources: &BTreeMap<ObjectName, V>) -> impl Iterator<Item = Arc<str>> {
+    let first = resources.keys().next().map(|name| Arc::clone(&name.namespace));
+    std::iter::successors(first, |namespace| {
+        // No name sorts after this one, which no namespace has: names are of ASCII.
+        let last = ObjectName::new(Arc::clone(namespace), "\u{10ffff}");
+        resources.range(last..).next().map(|(name, _)| Arc::clone(&name.namespace))
+    })
 }

@@ -3,7 +3,7 @@
 use mesh_xds::proto::workload::{NetworkMode, TunnelProtocol, Workload, WorkloadStatus};
 
 use super::inputs::Inputs;
-use super::{Mesh, membership, octets};
+use super::{Mesh, membership, mutual_tls, octets};
 use crate::model::{Kind, Labels, Locality, Pod};
 
 /// The workload of a pod; `None` while it has no address, and when it is done.
@@ -39,6 +39,7 @@ pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Worklo
     if let Some(rules) = &pod.redirection {
         workload.set_traffic_redirection(rules);
     }
+    mutual_tls::attach(&inputs.policies, &pod.name.namespace, &pod.labels, &mut workload);
     Some(workload)
 }
 

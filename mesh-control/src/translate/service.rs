@@ -4,7 +4,7 @@ use mesh_xds::proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use mesh_xds::proto::workload::{IpFamilies, LoadBalancing, Port, Service};
 
 use super::inputs::Inputs;
-use super::{AddressResource, Mesh, endpoint, network_address};
+use super::{Mesh, Output, endpoint, network_address};
 use crate::model::{
     self, EntryEndpoints, Resolution, ServiceEntry, ServicePort, TargetPort, TrafficDistribution,
 };
@@ -34,7 +34,7 @@ pub(super) fn kubernetes(mesh: &Mesh, inputs: &Inputs, service: &model::Service)
 }
 
 /// The services of a service entry, one for each host, and the workloads of its endpoints.
-pub(super) fn entry(mesh: &Mesh, entry: &ServiceEntry) -> Vec<AddressResource> {
+pub(super) fn entry(mesh: &Mesh, inputs: &Inputs, entry: &ServiceEntry) -> Vec<Output> {
     let services = entry.hosts.iter().map(|host| {
         let passthrough = LoadBalancing { mode: Mode::Passthrough.into(), ..LoadBalancing::default() };
         Service {
@@ -54,15 +54,16 @@ pub(super) fn entry(mesh: &Mesh, entry: &ServiceEntry) -> Vec<AddressResource> {
         }
         .into()
     });
-    let mut resources: Vec<AddressResource> = services.collect();
+    let mut resources: Vec<Output> = services.collect();
     match &entry.endpoints {
         EntryEndpoints::Selected(_) => {}
         EntryEndpoints::Listed(endpoints) if endpoints.is_empty() && entry.resolution.resolves() => {
-            let hosts = entry.hosts.iter().map(|host| endpoint::resolved(mesh, entry, host).into());
+            let hosts = entry.hosts.iter().map(|host| endpoint::resolved(mesh, inputs, entry, host).into());
             resources.extend(hosts);
         }
         EntryEndpoints::Listed(endpoints) => {
-            resources.extend(endpoints.iter().map(|listed| endpoint::listed(mesh, entry, listed).into()));
+            resources
+                .extend(endpoints.iter().map(|listed| endpoint::listed(mesh, inputs, entry, listed).into()));
         }
     }
     resources

@@ -1,40 +1,42 @@
 use std::collections::BTreeMap;
 
+use mesh_xds::proto::workload::address::Type;
 use mesh_xds::proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
-use mesh_xds::proto::workload::{IpFamilies, TunnelProtocol, WorkloadStatus};
+use mesh_xds::proto::workload::{IpFamilies, NetworkMode, Service, TunnelProtocol, Workload, WorkloadStatus};
 
 use super::*;
 use crate::model::Resource;
 use crate::source::files::resources;
 
 mod incremental;
+mod policies;
 
 /// Translates manifests in one go.
-fn translate(manifests: &str) -> Output {
+fn translate(manifests: &str) -> Translated {
     let mut translator = Translator::new(Mesh::default());
     let (resources, problems) = resources(manifests);
     assert!(problems.is_empty(), "{problems:?}");
     let delta = translator.apply(resources.into_iter().map(Change::Upsert));
     assert!(delta.removals.is_empty());
-    Output(delta.upserts.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
+    Translated(delta.upserts.into_iter().map(|resource| (resource.name.name.clone(), resource)).collect())
 }
 
-struct Output(BTreeMap<String, Arc<AddressResource>>);
+struct Translated(BTreeMap<String, Arc<Output>>);
 
-impl Output {
+impl Translated {
     fn names(&self) -> Vec<&str> {
         self.0.keys().map(String::as_str).collect()
     }
 
     fn workload(&self, name: &str) -> &Workload {
-        match &self.0[name].address.r#type {
+        match address_of(&self.0[name]) {
             Some(Type::Workload(workload)) => workload,
             other => panic!("{other:?}"),
         }
     }
 
     fn service(&self, name: &str) -> &Service {
-        match &self.0[name].address.r#type {
+        match address_of(&self.0[name]) {
             Some(Type::Service(service)) => service,
             other => panic!("{other:?}"),
         }
@@ -54,6 +56,13 @@ impl Output {
                 format!("{name} {}", ports.join(","))
             })
             .collect()
+    }
+}
+
+fn address_of(output: &Output) -> &Option<Type> {
+    match &output.message {
+        Message::Address(address) => &address.r#type,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -288,7 +297,8 @@ fn a_kubernetes_service_has_its_host_before_any_entry() {
     let resources: BTreeMap<_, _> =
         [entry, SERVICE].iter().flat_map(|text| resources(text).0).map(|it| (it.key(), it)).collect();
     let mut translator = Translator::new(Mesh::default());
-    let owner = |translator: &Translator| match &translator.resource(HOST).unwrap().address.r#type {
+    let name = OutputName { of: OutputType::Address, name: HOST.to_owned() };
+    let owner = |translator: &Translator| match address_of(&translator.resource(&name).unwrap()) {
         Some(Type::Service(service)) => service.name.clone(),
         other => panic!("{other:?}"),
     };

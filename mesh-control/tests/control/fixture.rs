@@ -24,6 +24,7 @@ pub(super) fn settings(manifests: PathBuf) -> Settings {
         manifests: vec![manifests],
         grpc_address: any,
         tls: None,
+        authority: None,
         http_address: any,
         max_connections: 100,
         mesh: Mesh::default(),

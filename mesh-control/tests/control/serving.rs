@@ -3,8 +3,9 @@
 use std::process::{Command, Stdio};
 
 use mesh_control::control::Control;
-use mesh_control::settings::TlsSettings;
-use mesh_xds::client::{Rejection, TlsConfig, Update};
+use mesh_control::settings::{ServerCertificate, TlsSettings};
+use mesh_xds::client::{Rejection, Update};
+use mesh_xds::transport::TlsConfig;
 use tokio::net::TcpStream;
 
 use super::agent::Agent;
@@ -71,10 +72,12 @@ async fn agents_are_served_over_tls() {
 
     let mut settings = settings(manifests);
     let address = "127.0.0.1:0".parse().unwrap();
-    settings.tls = Some(TlsSettings { address, certificate: certificate.clone(), key });
+    let files = ServerCertificate::Files { certificate: certificate.clone(), key };
+    settings.tls = Some(TlsSettings { address, certificate: files });
     let control = Control::start(settings).await.unwrap();
     let tls = |mut config: mesh_xds::client::ClientConfig| {
-        config.tls = Some(TlsConfig { roots: certificate, server_name: Some("localhost".to_owned()) });
+        config.transport.tls =
+            Some(TlsConfig { roots: certificate, server_name: Some("localhost".to_owned()) });
         config
     };
     let agent = Agent::with(&format!("https://{}", control.tls_address.unwrap()), tls, |_| Vec::new());

@@ -48,7 +48,7 @@ async fn a_bad_document_is_named_and_its_last_good_version_stays() {
     assert_eq!(problems[0]["line"], 10);
     assert_eq!(problems[0]["field"], "spec.ports[0].port");
     assert_eq!(problems[0]["resource"], "Service shop/a");
-    assert_eq!(problems[0]["last_good_served"], true);
+    assert_eq!(problems[0]["served_instead"], "the last good version is still served");
     assert_eq!(fixture.metric("mesh_control_problems{kind=\"refused\"}").await, 1.0);
 
     // Half of a file is no reason to forget the other half.

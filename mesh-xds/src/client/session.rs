@@ -12,12 +12,12 @@ use tonic::Request;
 use super::config::ClientConfig;
 use super::handler::{Handler, Rejection};
 use super::status::Status;
-use super::transport::{self, ConnectError};
 use super::types::{Names, Received, Types};
 use crate::proto::discovery::DeltaDiscoveryRequest;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::text::truncated;
 use crate::time::unix_millis;
+use crate::transport::{ConnectError, describe};
 
 /// Requests that wait to be sent, besides those that begin the stream.
 const WAITING_REQUESTS: usize = 16;
@@ -41,14 +41,6 @@ impl From<tonic::Status> for SessionError {
     }
 }
 
-fn describe(status: &tonic::Status) -> String {
-    // A connection that broke is an "unknown" status whose sources say how.
-    match std::error::Error::source(status) {
-        Some(_) => format!("the stream broke: {}", transport::sources(status)),
-        None => format!("the server refused: {} ({})", status.message(), status.code()),
-    }
-}
-
 pub(super) struct Session<'a, H> {
     pub(super) config: &'a ClientConfig,
     pub(super) types: &'a mut Types,
@@ -62,8 +54,8 @@ pub(super) struct Session<'a, H> {
 impl<H: Handler> Session<'_, H> {
     /// Opens a stream to `server` and serves it until it fails.
     pub(super) async fn run(&mut self, server: &Uri) -> Result<Infallible, SessionError> {
-        let channel = transport::connect(server, self.config).await?;
-        let token = transport::bearer_token(self.config).await?;
+        let channel = self.config.transport.connect(server).await?;
+        let token = self.config.transport.bearer_token().await?;
 
         let wanted = self.wanted.borrow_and_update().clone();
         // The first requests name what is wanted; nothing else has to be said.

@@ -3,6 +3,10 @@
 //! Of each type at most one response is on its way until the client has answered it; what changes meanwhile
 //! becomes one later response. A slow client therefore costs the server one bounded response per type, and
 //! nobody waits for it.
+//!
+//! Where resources of one type name those of another ([`ServerConfig::order`]), the client gets a resource before it
+//! is named, and loses it only when it no longer is: a type waits until those before it are told, and its removals
+//! wait until those after it are. A response that is on its way counts as told, since the stream keeps the order.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -17,7 +21,7 @@ use tonic::Status;
 use super::clients::Registration;
 use super::observer::SentResponse;
 use super::store::Snapshot;
-use super::subscription::{Batch, Interest, Subscription};
+use super::subscription::{Batch, Interest, Removals, Subscription};
 use super::table::Table;
 use super::{MAX_NAME_BYTES, MAX_TYPES, ServerConfig};
 use crate::proto::discovery::{self, ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -126,6 +130,7 @@ impl Session {
         let snapshot = self.snapshots.borrow().clone();
         let empty = Table::default();
         let table = snapshot.table(&type_url).unwrap_or(&empty);
+        let in_order = self.config.order.contains(&type_url);
 
         let state = self.types.entry(Arc::clone(&type_url)).or_default();
         if let Some(answered) = state.in_flight.take_if(|sent| sent.nonce == request.response_nonce) {
@@ -158,28 +163,63 @@ impl Session {
                 self.config.max_names
             )));
         }
-        self.send(&type_url, table)
+        if in_order {
+            self.send_ordered(&snapshot)
+        } else {
+            self.send(&type_url, &snapshot, Removals::Announced)
+        }
     }
 
     fn send_all(&mut self) -> Result<(), Status> {
         let snapshot = self.snapshots.borrow().clone();
-        let types: Vec<Arc<str>> = self.types.keys().cloned().collect();
-        for type_url in types {
-            if let Some(table) = snapshot.table(&type_url) {
-                self.send(&type_url, table)?;
+        self.send_ordered(&snapshot)?;
+        let others: Vec<Arc<str>> =
+            self.types.keys().filter(|type_url| !self.config.order.contains(type_url)).cloned().collect();
+        for type_url in others {
+            self.send(&type_url, &snapshot, Removals::Announced)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what there is to say of the types whose resources name each other.
+    fn send_ordered(&mut self, snapshot: &Snapshot) -> Result<(), Status> {
+        let config = Arc::clone(&self.config);
+        let before = |place| config.order.iter().take(place);
+        let after = |place| config.order.iter().skip(place + 1);
+        for (place, type_url) in config.order.iter().enumerate() {
+            if !self.is_behind(before(place), snapshot) {
+                let named = self.is_behind(after(place), snapshot);
+                self.send(type_url, snapshot, if named { Removals::Held } else { Removals::Announced })?;
+            }
+        }
+        // What went last may have been what removals were waiting for.
+        for (place, type_url) in config.order.iter().enumerate().rev() {
+            if !self.is_behind(before(place), snapshot) && !self.is_behind(after(place), snapshot) {
+                self.send(type_url, snapshot, Removals::Announced)?;
             }
         }
         Ok(())
     }
 
+    /// Whether the client has not been told everything of one of the types.
+    fn is_behind<'a>(&self, mut types: impl Iterator<Item = &'a Arc<str>>, snapshot: &Snapshot) -> bool {
+        types.any(|type_url| {
+            let state = self.types.get(type_url);
+            let table = snapshot.table(type_url);
+            state.zip(table).is_some_and(|(state, table)| state.subscription.is_behind(table))
+        })
+    }
+
     /// Sends what there is to say of a type, unless an earlier response is still on its way.
-    fn send(&mut self, type_url: &Arc<str>, table: &Table) -> Result<(), Status> {
+    fn send(&mut self, type_url: &Arc<str>, snapshot: &Snapshot, removals: Removals) -> Result<(), Status> {
+        let empty = Table::default();
+        let table = snapshot.table(type_url).unwrap_or(&empty);
         let Some(state) = self.types.get_mut(type_url) else { return Ok(()) };
         if state.in_flight.is_none() {
             let after = state.subscription.cursor();
             let batch = state
                 .subscription
-                .next_batch(table, self.config.response_bytes)
+                .next_batch(table, self.config.response_bytes, removals)
                 .map_err(|error| Status::aborted(error.to_string()))?;
             if let Some(mut batch) = batch {
                 let nonce = self.next_nonce.to_string();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::table::{StoredResource, Table};
+use super::table::{Change, StoredResource, Table};
 
 const WILDCARD: &str = "*";
 
@@ -45,10 +45,19 @@ pub(super) struct Subscription {
     /// Names to be answered even if nothing changed.
     unanswered: BTreeSet<Arc<str>>,
     /// Removals to announce.
-    gone: Vec<String>,
+    gone: BTreeSet<String>,
     /// The first answer is due even if there is nothing to say: clients wait for it before they call
     /// themselves ready.
     owes_answer: bool,
+}
+
+/// What becomes of removals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Removals {
+    /// They are announced.
+    Announced,
+    /// They wait: the client may hold resources that name what is gone.
+    Held,
 }
 
 /// The content of one response.
@@ -151,7 +160,9 @@ impl Subscription {
                 Some(resource) => {
                     self.delivered.insert(Arc::clone(resource.name()), resource.clone());
                 }
-                None => self.gone.push(name.clone()),
+                None => {
+                    self.gone.insert(name.clone());
+                }
             }
         }
     }
@@ -206,8 +217,18 @@ impl Subscription {
         self.unanswered.clone_from(&self.names);
     }
 
+    /// Whether there is anything to tell the client of what was added or changed.
+    pub(super) fn is_behind(&self, table: &Table) -> bool {
+        self.cursor < table.sequence() || !self.unanswered.is_empty()
+    }
+
     /// The next response, of about `limit` bytes (a single resource may be larger), if there is anything to say.
-    pub(super) fn next_batch(&mut self, table: &Table, limit: usize) -> Result<Option<Batch>, TooFarBehind> {
+    pub(super) fn next_batch(
+        &mut self,
+        table: &Table,
+        limit: usize,
+        removals: Removals,
+    ) -> Result<Option<Batch>, TooFarBehind> {
         if table.forgotten() > self.cursor.max(self.joined) {
             return Err(TooFarBehind);
         }
@@ -216,10 +237,13 @@ impl Subscription {
         }
         let mut batch = Batch::default();
         let mut answered = HashSet::new();
-        self.announce_gone(table, &mut batch, limit);
+        if removals == Removals::Announced {
+            self.announce_gone(table, &mut batch, limit);
+        }
         self.answer(table, &mut batch, &mut answered, limit);
-        self.follow_changes(table, &mut batch, &answered, limit);
-        batch.more = self.cursor < self.goal || !self.gone.is_empty() || !self.unanswered.is_empty();
+        self.follow_changes(table, &mut batch, &answered, limit, removals);
+        let to_announce = removals == Removals::Announced && !self.gone.is_empty();
+        batch.more = self.cursor < self.goal || to_announce || !self.unanswered.is_empty();
 
         if self.unanswered.is_empty() && self.cursor >= self.joined {
             self.held.clear();
@@ -231,7 +255,7 @@ impl Subscription {
 
     fn announce_gone(&mut self, table: &Table, batch: &mut Batch, limit: usize) {
         while batch.bytes < limit {
-            let Some(name) = self.gone.pop() else { break };
+            let Some(name) = self.gone.pop_first() else { break };
             // It may have come back meanwhile.
             let offered = table.resource(&name);
             if !offered.is_some_and(|resource| self.wildcard || wants(&self.names, resource)) {
@@ -268,6 +292,7 @@ impl Subscription {
         batch: &mut Batch,
         answered: &HashSet<Arc<str>>,
         limit: usize,
+        removals: Removals,
     ) {
         for change in table.changes_after(self.cursor) {
             if batch.bytes >= limit {
@@ -282,11 +307,11 @@ impl Subscription {
                             batch.push(resource);
                         }
                     }
-                    None if change.sequence > self.joined => batch.push_removed(change.name),
+                    None if change.sequence > self.joined => self.remove(change.name, batch, removals),
                     None => {}
                 }
             } else {
-                self.follow_named(table, change.name, change.resource, batch, answered);
+                self.follow_named(table, &change, batch, answered, removals);
             }
             self.cursor = change.sequence;
         }
@@ -296,15 +321,16 @@ impl Subscription {
     fn follow_named(
         &mut self,
         table: &Table,
-        name: &Arc<str>,
-        resource: Option<&StoredResource>,
+        change: &Change<'_>,
         batch: &mut Batch,
         answered: &HashSet<Arc<str>>,
+        removals: Removals,
     ) {
+        let name = change.name;
         if answered.contains(name) {
             return;
         }
-        let before = match resource.filter(|resource| wants(&self.names, resource)) {
+        let before = match change.resource.filter(|resource| wants(&self.names, resource)) {
             Some(resource) => {
                 batch.push(resource);
                 self.delivered.insert(Arc::clone(name), resource.clone())
@@ -312,7 +338,7 @@ impl Subscription {
             None => {
                 let before = self.delivered.remove(name);
                 if before.is_some() {
-                    batch.push_removed(name);
+                    self.remove(name, batch, removals);
                 }
                 before
             }
@@ -320,7 +346,16 @@ impl Subscription {
         // An alias that the client asked for and that leads nowhere any more is as good as removed.
         for alias in before.iter().flat_map(|resource| resource.aliases()) {
             if self.names.contains(alias) && table.resolve(alias).next().is_none() {
-                batch.push_removed(alias);
+                self.remove(alias, batch, removals);
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &Arc<str>, batch: &mut Batch, removals: Removals) {
+        match removals {
+            Removals::Announced => batch.push_removed(name),
+            Removals::Held => {
+                self.gone.insert(name.to_string());
             }
         }
     }

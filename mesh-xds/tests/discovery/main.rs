@@ -10,6 +10,7 @@
 )]
 
 mod limits;
+mod order;
 mod reconnect;
 mod refusal;
 mod subscribing;

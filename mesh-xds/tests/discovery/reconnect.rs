@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mesh_xds::client::{ClientConfig, Subscription};
 use mesh_xds::proto::workload::Workload;
 use mesh_xds::server::ServerConfig;
+use mesh_xds::transport::{PrepareSocket, Transport};
 
 use super::support::*;
 
@@ -137,11 +138,12 @@ async fn every_socket_can_be_prepared() {
     let server = TestServer::start(&store(&[("a", "n1")])).await;
     let prepared = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&prepared);
+    let prepare_socket: PrepareSocket = Arc::new(move |socket| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        socket.set_keepalive(true)
+    });
     let client = TestClient::start(ClientConfig {
-        prepare_socket: Some(Arc::new(move |socket| {
-            seen.fetch_add(1, Ordering::Relaxed);
-            socket.set_keepalive(true)
-        })),
+        transport: Transport { prepare_socket: Some(prepare_socket), ..Transport::default() },
         ..client_config(&[server.uri()], Subscription::wildcard::<Workload>())
     });
     client.synced().await;

@@ -1,6 +1,7 @@
-use mesh_xds::client::{ClientConfig, Subscription, TlsConfig};
+use mesh_xds::client::{ClientConfig, Subscription};
 use mesh_xds::proto::workload::Workload;
 use mesh_xds::server::{DiscoveryServer, ResourceStore, ServerConfig};
+use mesh_xds::transport::{TlsConfig, Transport};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -31,7 +32,8 @@ async fn start(store: &ResourceStore, tls: ServerTlsConfig) -> TestServer {
 
 fn config(server: &TestServer, tls: TlsConfig) -> ClientConfig {
     let uri = format!("https://{}", server.address);
-    ClientConfig { tls: Some(tls), ..client_config(&[uri], Subscription::wildcard::<Workload>()) }
+    let transport = Transport { tls: Some(tls), ..Transport::default() };
+    ClientConfig { transport, ..client_config(&[uri], Subscription::wildcard::<Workload>()) }
 }
 
 #[tokio::test]
@@ -111,8 +113,11 @@ async fn a_token_is_sent_and_read_again_at_every_attempt() {
     let serving = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
 
     let client = TestClient::start(ClientConfig {
-        tls: Some(TlsConfig { roots, server_name: None }),
-        token_file: Some(token_file.clone()),
+        transport: Transport {
+            tls: Some(TlsConfig { roots, server_name: None }),
+            token_file: Some(token_file.clone()),
+            ..Transport::default()
+        },
         ..client_config(&[uri], Subscription::wildcard::<Workload>())
     });
     assert!(client.last_error().await.contains("bad token"), "{}", client.last_error().await);

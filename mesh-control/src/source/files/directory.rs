@@ -23,6 +23,8 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 const MAX_FILES: usize = 10_000;
 /// Directories below a root; also ends loops of symbolic links.
 const MAX_DEPTH: usize = 16;
+/// What is said of a refused resource that had a good version.
+const LAST_GOOD: &str = "the last good version is still served";
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The manifests of some directories.
@@ -214,27 +216,41 @@ impl Directory {
 }
 
 impl ManifestFile {
-    /// Takes over what a file says now, keeping the last good version of what is refused.
-    pub(super) fn adopt(&mut self, mut manifest: Manifest) {
+    /// Takes over what a file says now. In the place of what is refused counts its last good version, or else what
+    /// stands in for it.
+    pub(super) fn adopt(&mut self, manifest: Manifest) {
         let before = std::mem::take(&mut self.resources);
-        let kept = |key: &ResourceKey| {
-            before.contains_key(key)
-                && !manifest.resources.contains_key(key)
-                && manifest.refused.contains(key)
-        };
-        for problem in &mut manifest.problems {
-            let of = |key: &ResourceKey| problem.resource.as_deref() == Some(key.to_string().as_str());
-            let unnamed = problem.resource.is_none() && manifest.unidentified && !before.is_empty();
-            problem.last_good_served = problem.severity == Severity::Refused
-                && (unnamed || manifest.refused.iter().any(|key| of(key) && kept(key)));
-        }
-        self.problems = manifest.problems;
-        self.resources = manifest.resources;
-        for (key, given) in before {
-            if manifest.unidentified || manifest.refused.contains(&key) {
-                self.resources.entry(key).or_insert(given);
+        let Manifest { resources, stand_ins, refused, unidentified, mut problems, .. } = manifest;
+        self.resources = resources;
+        let good: BTreeSet<ResourceKey> =
+            refused.iter().filter(|key| self.resources.contains_key(*key)).cloned().collect();
+        for (key, given) in &before {
+            // A stand-in is no version that was good. It stays only while it cannot be told what came of its resource.
+            let keep = match given.resource.stands_in() {
+                None => unidentified || refused.contains(key),
+                Some(_) => unidentified && !refused.contains(key),
+            };
+            if keep {
+                self.resources.entry(key.clone()).or_insert_with(|| given.clone());
             }
         }
+        for (key, stand_in) in stand_ins {
+            self.resources.entry(key).or_insert(stand_in);
+        }
+        for problem in &mut problems {
+            let of = |key: &ResourceKey| problem.resource.as_deref() == Some(key.to_string().as_str());
+            problem.served_instead = match refused.iter().find(|key| of(key)) {
+                _ if problem.severity == Severity::Warning => None,
+                // Another document of the file gives it.
+                Some(key) if good.contains(key) => None,
+                Some(key) => {
+                    self.resources.get(key).map(|given| given.resource.stands_in().unwrap_or(LAST_GOOD))
+                }
+                None if problem.resource.is_none() && unidentified && !before.is_empty() => Some(LAST_GOOD),
+                None => None,
+            };
+        }
+        self.problems = problems;
     }
 }
 
@@ -321,7 +337,7 @@ pub(super) fn file_problem(path: &Path, reason: String) -> Problem {
         resource: None,
         field: None,
         reason,
-        last_good_served: false,
+        served_instead: None,
     }
 }
 

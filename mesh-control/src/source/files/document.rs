@@ -31,6 +31,8 @@ pub(super) struct Manifest {
     pub(super) problems: Vec<Problem>,
     /// Resources that are in the file but cannot be used.
     pub(super) refused: BTreeSet<ResourceKey>,
+    /// What is served in the place of some of these, unless there is a good version from before.
+    pub(super) stand_ins: BTreeMap<ResourceKey, Given>,
     /// A document could not even be told apart: any resource the file had before may be the one.
     pub(super) unidentified: bool,
     /// Kinds that the mesh is not made of, as `apiVersion Kind`, and where they were seen first.
@@ -69,7 +71,7 @@ impl Manifest {
                     resource: None,
                     field: None,
                     reason: error.reason,
-                    last_good_served: false,
+                    served_instead: None,
                 });
             }
         }
@@ -136,6 +138,9 @@ impl Manifest {
                 self.resources.insert(resource.key(), Given { resource, line: object.line });
             }
             (None, Some(key)) => {
+                if let Some(stand_in) = Resource::stand_in(&key, &object.tree.value.to_json(), &findings) {
+                    self.stand_ins.insert(key.clone(), Given { resource: stand_in, line: object.line });
+                }
                 self.refused.insert(key);
             }
             (None, None) => self.unidentified = true,
@@ -257,7 +262,7 @@ impl<'a> Object<'a> {
             resource: key.map(ResourceKey::to_string),
             field: (!field.is_empty()).then_some(field),
             reason: finding.reason.clone(),
-            last_good_served: false,
+            served_instead: None,
         }
     }
 }

@@ -13,7 +13,7 @@ fn resource() -> impl Strategy<Value = Option<Resource>> {
     let namespace = prop_oneof![Just("a"), Just("b")];
     let number = 0..4u8;
     let label = prop_oneof![Just("x"), Just("y")];
-    (0..7u8, namespace, number, label, 0..5u8, any::<bool>()).prop_map(|(kind, namespace, number, label, other, flag)| {
+    (0..11u8, namespace, number, label, 0..5u8, any::<bool>()).prop_map(|(kind, namespace, number, label, other, flag)| {
         let metadata = |labels: &str| {
             format!("metadata: {{name: r{number}, namespace: {namespace}, labels: {{{labels}}}}}\n")
         };
@@ -48,12 +48,32 @@ fn resource() -> impl Strategy<Value = Option<Resource>> {
                 if flag {
                     format!("workloadSelector: {{labels: {{app: {label}}}}}")
                 } else {
-                    "endpoints: [{address: 192.0.2.1}]".to_owned()
+                    format!("endpoints: [{{address: 192.0.2.1, labels: {{app: {label}}}}}]")
                 }
             ),
-            _ => format!(
+            6 => format!(
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n{}spec: {{address: 192.0.2.{other}}}\n",
                 metadata(&format!("app: {label}"))
+            ),
+            // `b` is the root namespace.
+            7 | 8 => format!(
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{}spec: {{action: {}, {}rules: [{{to: [{{operation: {{ports: ['8{other}']}}}}]}}]}}\n",
+                metadata(""),
+                if number % 2 == 0 { "DENY" } else { "ALLOW" },
+                if flag { format!("selector: {{matchLabels: {{app: {label}}}}}, ") } else { String::new() },
+            ),
+            _ => format!(
+                "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{}spec: {{mtls: {{mode: {}}}{}}}\n",
+                metadata(""),
+                ["UNSET", "STRICT", "PERMISSIVE", "DISABLE", "STRICT"][usize::from(other)],
+                if flag {
+                    format!(
+                        ", selector: {{matchLabels: {{app: {label}}}}}, portLevelMtls: {{8{number}: {{mode: {}}}}}",
+                        if other == 2 { "STRICT" } else { "DISABLE" }
+                    )
+                } else {
+                    String::new()
+                }
             ),
         };
         resources(&manifest).0.pop()
@@ -80,9 +100,9 @@ proptest! {
 
     #[test]
     fn the_way_does_not_matter(batches in steps()) {
-        let mut translator = Translator::new(Mesh::default());
+        let mut translator = Translator::new(Mesh { root_namespace: "b".to_owned(), ..Mesh::default() });
         let mut present: BTreeMap<ResourceKey, Resource> = BTreeMap::new();
-        let mut client: BTreeMap<String, Arc<AddressResource>> = BTreeMap::new();
+        let mut client: BTreeMap<OutputName, Arc<Output>> = BTreeMap::new();
         for batch in batches {
             let mut changes = Vec::new();
             for step in batch {
@@ -102,19 +122,20 @@ proptest! {
             let delta = translator.apply(changes);
             for resource in delta.upserts {
                 let before = client.insert(resource.name.clone(), Arc::clone(&resource));
-                prop_assert!(before.as_ref() != Some(&resource), "sent again: {}", resource.name);
+                prop_assert!(before.as_ref() != Some(&resource), "sent again: {:?}", resource.name);
             }
             for name in delta.removals {
-                prop_assert!(client.remove(&name).is_some(), "never sent: {name}");
+                prop_assert!(client.remove(&name).is_some(), "never sent: {name:?}");
             }
 
-            let mut afresh = Translator::new(Mesh::default());
+            let mut afresh = Translator::new(Mesh { root_namespace: "b".to_owned(), ..Mesh::default() });
             let whole = afresh.apply(present.values().cloned().map(Change::Upsert));
             let whole: BTreeMap<_, _> =
                 whole.upserts.into_iter().map(|resource| (resource.name.clone(), resource)).collect();
             prop_assert_eq!(&client, &whole);
             prop_assert_eq!(translator.served(), afresh.served());
-            prop_assert_eq!(translator.served().workloads + translator.served().services, client.len());
+            let served = translator.served();
+            prop_assert_eq!(served.workloads + served.services + served.authorizations, client.len());
         }
     }
 }

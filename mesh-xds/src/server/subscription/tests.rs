@@ -45,7 +45,7 @@ impl Fixture {
 
     /// Names sent and names removed in the next response.
     fn next(&mut self) -> Option<(Vec<String>, Vec<String>)> {
-        let batch = self.subscription.next_batch(&self.table, NO_LIMIT).unwrap()?;
+        let batch = self.subscription.next_batch(&self.table, NO_LIMIT, Removals::Announced).unwrap()?;
         assert!(!batch.more);
         Some((names(&batch), batch.removed))
     }
@@ -53,7 +53,8 @@ impl Fixture {
     /// All that is sent until there is nothing to say.
     fn drain(&mut self, limit: usize) -> Vec<(Vec<String>, bool)> {
         let mut batches = Vec::new();
-        while let Some(batch) = self.subscription.next_batch(&self.table, limit).unwrap() {
+        while let Some(batch) = self.subscription.next_batch(&self.table, limit, Removals::Announced).unwrap()
+        {
             batches.push((names(&batch), batch.more));
         }
         batches
@@ -198,7 +199,7 @@ fn a_large_change_is_cut_into_responses_and_its_end_is_known() {
     // What changes while it is being sent comes after it, and does not make it endless.
     it.put("a", &[], "2");
     it.put("b", &[], "2");
-    let first = it.subscription.next_batch(&it.table, 1).unwrap().unwrap();
+    let first = it.subscription.next_batch(&it.table, 1, Removals::Announced).unwrap().unwrap();
     assert!(first.more && names(&first) == ["a"]);
     it.put("a", &[], "3");
     assert_eq!(it.drain(1), [one("b", false), one("a", false)]);
@@ -214,7 +215,10 @@ fn who_missed_forgotten_removals_has_to_reconnect() {
         it.put(&name, &[], "1");
         it.remove(&name);
     }
-    assert_eq!(it.subscription.next_batch(&it.table, NO_LIMIT).unwrap_err(), TooFarBehind);
+    assert_eq!(
+        it.subscription.next_batch(&it.table, NO_LIMIT, Removals::Announced).unwrap_err(),
+        TooFarBehind
+    );
     // Who comes new needs none of them.
     it.subscription = Subscription::default();
     it.express(&["*"], &[], &[]);

@@ -7,39 +7,47 @@ use serde::de::DeserializeOwned;
 
 use crate::model::findings::{FieldPath, Finding, Findings, Segment};
 use crate::model::{
-    EndpointSlice, Kind, Namespace, Node, Pod, Resource, Service, ServiceEntry, ServiceEntryObject,
-    WorkloadEntry, WorkloadEntryObject,
+    AuthorizationPolicy, AuthorizationPolicyObject, EndpointSlice, Kind, Namespace, Node, PeerAuthentication,
+    PeerAuthenticationObject, Pod, Resource, Service, ServiceEntry, ServiceEntryObject, WorkloadEntry,
+    WorkloadEntryObject,
 };
 use crate::source::files::tree;
 
 /// Reads an object as its kind. No resource comes with at least one refusal.
 pub(super) fn read(kind: Kind, tree: &tree::Node) -> (Option<Resource>, Vec<Finding>) {
     match kind {
-        Kind::Namespace => read_as(tree, |object: core::Namespace, findings| {
+        Kind::Namespace => read_as(kind, tree, |object: core::Namespace, findings| {
             Resource::Namespace(Arc::new(Namespace::read(object, findings)))
         }),
-        Kind::Node => read_as(tree, |object: core::Node, findings| {
+        Kind::Node => read_as(kind, tree, |object: core::Node, findings| {
             Resource::Node(Arc::new(Node::read(object, findings)))
         }),
-        Kind::Pod => {
-            read_as(tree, |object: core::Pod, findings| Resource::Pod(Arc::new(Pod::read(object, findings))))
-        }
-        Kind::Service => read_as(tree, |object: core::Service, findings| {
+        Kind::Pod => read_as(kind, tree, |object: core::Pod, findings| {
+            Resource::Pod(Arc::new(Pod::read(object, findings)))
+        }),
+        Kind::Service => read_as(kind, tree, |object: core::Service, findings| {
             Resource::Service(Arc::new(Service::read(object, findings)))
         }),
-        Kind::EndpointSlice => read_as(tree, |object: discovery::EndpointSlice, findings| {
+        Kind::EndpointSlice => read_as(kind, tree, |object: discovery::EndpointSlice, findings| {
             Resource::EndpointSlice(Arc::new(EndpointSlice::read(object, findings)))
         }),
-        Kind::ServiceEntry => read_as(tree, |object: ServiceEntryObject, findings| {
+        Kind::ServiceEntry => read_as(kind, tree, |object: ServiceEntryObject, findings| {
             Resource::ServiceEntry(Arc::new(ServiceEntry::read(object, findings)))
         }),
-        Kind::WorkloadEntry => read_as(tree, |object: WorkloadEntryObject, findings| {
+        Kind::WorkloadEntry => read_as(kind, tree, |object: WorkloadEntryObject, findings| {
             Resource::WorkloadEntry(Arc::new(WorkloadEntry::read(object, findings)))
+        }),
+        Kind::AuthorizationPolicy => read_as(kind, tree, |object: AuthorizationPolicyObject, findings| {
+            Resource::AuthorizationPolicy(Arc::new(AuthorizationPolicy::read(object, findings)))
+        }),
+        Kind::PeerAuthentication => read_as(kind, tree, |object: PeerAuthenticationObject, findings| {
+            Resource::PeerAuthentication(Arc::new(PeerAuthentication::read(object, findings)))
         }),
     }
 }
 
 fn read_as<T: DeserializeOwned>(
+    kind: Kind,
     tree: &tree::Node,
     read: impl FnOnce(T, &mut Findings) -> Resource,
 ) -> (Option<Resource>, Vec<Finding>) {
@@ -51,7 +59,11 @@ fn read_as<T: DeserializeOwned>(
     let object: Result<T, _> =
         serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
     for field in unknown {
-        findings.warn(field, "is not a field of this kind and has no effect: is it misspelt?");
+        if kind.is_policy() && field.segments().first() == Some(&Segment::from("spec")) {
+            findings.refuse(field, "is not a field of this kind: without it the policy would say less");
+        } else {
+            findings.warn(field, "is not a field of this kind and has no effect: is it misspelt?");
+        }
     }
     let resource = match object {
         Ok(object) => Some(read(object, &mut findings)),

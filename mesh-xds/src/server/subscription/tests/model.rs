@@ -88,7 +88,9 @@ impl World {
             }
             Step::Remove(name) => self.it.remove(NAMES[name]),
             Step::Respond(limit) => {
-                if let Some(batch) = self.it.subscription.next_batch(&self.it.table, limit).unwrap() {
+                if let Some(batch) =
+                    self.it.subscription.next_batch(&self.it.table, limit, Removals::Announced).unwrap()
+                {
                     self.client.take(batch);
                 }
             }
@@ -117,7 +119,11 @@ impl World {
 
     fn assert_converges(mut self) {
         for round in 0.. {
-            let Some(batch) = self.it.subscription.next_batch(&self.it.table, 40).unwrap() else { break };
+            let Some(batch) =
+                self.it.subscription.next_batch(&self.it.table, 40, Removals::Announced).unwrap()
+            else {
+                break;
+            };
             self.client.take(batch);
             assert!(round < 100, "there is no end");
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Exponential backoff with full jitter: every delay is a random part of a bound that doubles, so that the agents
 /// of a whole cluster that lost their server do not come back in step.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     base: Duration,
     cap: Duration,
     failures: u32,
@@ -13,24 +13,25 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new((base, cap): (Duration, Duration), random: fastrand::Rng) -> Self {
+    /// A row of delays whose bound grows from `base` to `cap`.
+    pub fn new((base, cap): (Duration, Duration), random: fastrand::Rng) -> Self {
         Self { base, cap, failures: 0, random }
     }
 
     /// The next delay, longer on average than the one before.
-    pub(super) fn next(&mut self) -> Duration {
+    pub fn delay(&mut self) -> Duration {
         let bound = self.base.saturating_mul(2u32.saturating_pow(self.failures)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(self.random.f64())
     }
 
     /// A short delay that is not part of the row.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         self.base.min(self.cap).mul_f64(self.random.f64())
     }
 
     /// Begins anew, after something worked.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.failures = 0;
     }
 }
@@ -48,13 +49,13 @@ mod tests {
         for seed in 0..200 {
             let mut backoff = Backoff::new((BASE, CAP), fastrand::Rng::with_seed(seed));
             for (failures, largest) in largest.iter_mut().enumerate() {
-                let delay = backoff.next();
+                let delay = backoff.delay();
                 let bound = BASE.saturating_mul(1 << failures.min(20)).min(CAP);
                 assert!(delay <= bound, "{delay:?} after {failures} failures");
                 *largest = delay.max(*largest);
             }
             backoff.reset();
-            assert!(backoff.next() <= BASE);
+            assert!(backoff.delay() <= BASE);
             assert!(backoff.pause() <= BASE);
         }
         assert!(largest[49] > CAP / 2, "the whole bound is used");

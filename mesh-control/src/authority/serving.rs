@@ -1,0 +1,78 @@
+//! The certificate that the control server itself shows, issued by its own authority: agents then need to be given
+//! nothing but the root.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use rcgen::{KeyPair, SanType};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
+use tracing::info;
+
+use super::clock::rfc3339;
+use super::signer::{SignError, Signer};
+
+/// A certificate that is renewed.
+#[derive(Debug)]
+pub(crate) struct ServingCertificate {
+    names: Vec<SanType>,
+    current: ArcSwapOption<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    key: Arc<CertifiedKey>,
+    /// Serial number of the issuer's certificate.
+    issuer: String,
+    renew_at: SystemTime,
+}
+
+impl ServingCertificate {
+    /// A certificate for these names that nobody signed yet: handshakes fail until then.
+    pub(crate) fn new(names: Vec<SanType>) -> Self {
+        Self { names, current: ArcSwapOption::default() }
+    }
+
+    /// Has it signed if it is half over, or another issuer signs now.
+    pub(super) fn renew(
+        &self,
+        signer: &Signer,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<(), SignError> {
+        let issuer = &signer.certificate().serial;
+        let good = |shown: &Arc<Shown>| shown.issuer == *issuer && now < shown.renew_at;
+        if self.current.load().as_ref().is_some_and(good) {
+            return Ok(());
+        }
+        let failed = |error: &dyn std::fmt::Display| SignError::Failed(error.to_string());
+        let key = KeyPair::generate().map_err(|error| failed(&error))?;
+        let signed = signer.sign_server(&key, &self.names, lifetime, now)?;
+        let chain = signed.chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()));
+        let chain = chain.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&PrivateKeyDer::from(key))
+            .map_err(|error| failed(&error))?;
+        let left = signed.not_after.duration_since(now).unwrap_or_default();
+        info!(
+            serial = signed.serial,
+            expires = rfc3339(signed.not_after),
+            "the server has a new certificate"
+        );
+        self.current.store(Some(Arc::new(Shown {
+            key: Arc::new(CertifiedKey::new(chain, key)),
+            issuer: issuer.clone(),
+            renew_at: now + left / 2,
+        })));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current.load().as_ref().map(|shown| Arc::clone(&shown.key))
+    }
+}
