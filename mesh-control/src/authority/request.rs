@@ -91,3 +91,6 @@ fn check_names(request: &X509CertificationRequest<'_>, identity: &Identity) -> R
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -200,3 +200,6 @@ impl Signer {
         &self.bundle
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,8 @@ const ATTEMPTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// HTTP status of a change that somebody else was faster with.
 const CONFLICT: u16 = 409;
+/// HTTP status of what the service account may not do.
+const FORBIDDEN: u16 = 403;
 
 /// The secret.
 #[derive(Clone)]
@@ -130,13 +132,14 @@ impl Secret {
     }
 
     fn api_error(&self, what: &str, error: &kube::Error) -> SourceError {
-        let permission = match error {
-            kube::Error::Api(status) if status.code == 403 => {
-                ": allow the service account of mesh-control to get, create and update this secret"
-            }
-            _ => "",
-        };
-        self.error(format!("cannot {what} it: {error}{permission}"))
+        self.error(match error {
+            kube::Error::Api(status) if status.code == FORBIDDEN => format!(
+                "cannot {what} it: {}: allow the service account of mesh-control to get, create and update it",
+                status.message
+            ),
+            kube::Error::Api(status) => format!("cannot {what} it: {}", status.message),
+            error => format!("cannot {what} it: {error}"),
+        })
     }
 
     fn error(&self, reason: String) -> SourceError {
