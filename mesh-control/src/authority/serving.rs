@@ -76,3 +76,34 @@ impl ResolvesServerCert for ServingCertificate {
         self.current.load().as_ref().map(|shown| Arc::clone(&shown.key))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::generations::Generations;
+    use crate::authority::tests::{hours, lifetimes, start};
+
+    #[test]
+    fn it_is_renewed_at_half_its_life_and_with_its_issuer() {
+        let serving = ServingCertificate::new(vec![SanType::DnsName("control.test".try_into().unwrap())]);
+        let signer = || {
+            let state = Generations::begin("cluster.local", &lifetimes(), start()).unwrap();
+            Signer::new(&state.material().unwrap(), start()).unwrap()
+        };
+        let (signer, other) = (signer(), signer());
+        let after = |signer: &Signer, time: Duration| {
+            serving.renew(signer, hours(2), start() + time).unwrap();
+            serving.current.load_full().unwrap().key.cert[0].clone()
+        };
+        let first = after(&signer, hours(0));
+        assert_eq!(after(&signer, hours(1) - Duration::from_secs(1)), first);
+        let second = after(&signer, hours(1));
+        assert_ne!(second, first);
+        assert_ne!(after(&other, hours(1)), second);
+        let shown = serving.current.load_full().unwrap();
+        assert_eq!(shown.key.cert.len(), 2, "with its intermediate");
+        // It serves on while it cannot be renewed.
+        assert!(serving.renew(&signer, hours(2), start() + hours(100)).is_err());
+        assert!(Arc::ptr_eq(&serving.current.load_full().unwrap(), &shown));
+    }
+}

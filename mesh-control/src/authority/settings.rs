@@ -224,3 +224,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => Err("must be more than 0 and at most 100 years".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests;
