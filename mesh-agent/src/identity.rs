@@ -15,19 +15,30 @@
 //! Every reason to refuse a peer is a [`PeerError`] of its own, which [`PeerError::from_io`] finds again in the error
 //! of a failed handshake.
 
+mod authority;
 mod clock;
 mod credentials;
+mod files;
 mod identities;
+mod manager;
 mod peer;
+mod request;
+mod schedule;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod trust;
 mod verifier;
+mod wanted;
 
 pub use mesh_xds::identity::Identity;
 
+pub use authority::{Authority, AuthorityClient, AuthorityError};
 pub use clock::{Clock, SystemClock};
 pub use credentials::{Credentials, InvalidCredentials};
 pub use identities::{Identities, IdentityState, IdentityStatus, NoCredentials};
+pub use manager::{IdentityManager, IdentitySettings};
 pub use peer::{PeerError, check_peer_is, peer_identity};
+pub use summary::{FailureReason, IdentitySummary};
 pub use trust::{PeerSide, Revocation, RootSource, Trust};
+pub use wanted::{Wanted, follow, identities_of};

@@ -6,6 +6,7 @@
 //! bytes.
 
 mod any;
+mod certificate;
 mod extension;
 mod node;
 

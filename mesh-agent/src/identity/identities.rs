@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::credentials::Credentials;
+use super::summary::{Counters, IdentitySummary};
 use super::trust::Trust;
 
 /// The identities of this node's pods. Clones are the same; reading takes no lock.
@@ -17,6 +18,7 @@ use super::trust::Trust;
 pub struct Identities {
     slots: Arc<ArcSwap<Slots>>,
     trust: Arc<Trust>,
+    counters: Arc<Counters>,
 }
 
 pub(super) type Slots = BTreeMap<Arc<Identity>, Arc<Slot>>;
@@ -108,7 +110,7 @@ pub enum IdentityState {
 impl Identities {
     /// Nobody's, yet.
     pub(super) fn new(trust: Arc<Trust>) -> Self {
-        Self { slots: Arc::default(), trust }
+        Self { slots: Arc::default(), trust, counters: Arc::default() }
     }
 
     /// Identities with credentials that nobody renews, for endpoints without an authority.
@@ -157,6 +159,21 @@ impl Identities {
         self.slots.load().iter().map(|(identity, slot)| slot.status(identity, now)).collect()
     }
 
+    /// The same in numbers.
+    pub fn summary(&self) -> IdentitySummary {
+        let now = self.trust.clock().now();
+        let mut summary = self.counters.summary();
+        for slot in self.slots.load().values() {
+            let expires = slot.credentials.load().as_ref().map(|credentials| credentials.expires());
+            summary.count(state(expires, now), expires, now);
+        }
+        summary
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// What peers are verified with.
     pub fn trust(&self) -> &Arc<Trust> {
         &self.trust
@@ -197,10 +214,6 @@ impl Slot {
         self.changed.send_replace(());
     }
 
-    pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {
-        self.credentials.load_full()
-    }
-
     /// There is one writer, the manager.
     pub(super) fn update_report(&self, update: impl FnOnce(&mut Report)) {
         let mut report = Report::clone(&self.report.load());
@@ -214,11 +227,7 @@ impl Slot {
         let report = self.report.load();
         IdentityStatus {
             identity: identity.to_string(),
-            state: match facts {
-                None => IdentityState::Pending,
-                Some(facts) if facts.not_after <= now => IdentityState::Expired,
-                Some(_) => IdentityState::Valid,
-            },
+            state: state(facts.map(|facts| facts.not_after), now),
             serial: facts.map(|facts| facts.serial.clone()),
             issuer: facts.map(|facts| facts.issuer.clone()),
             not_before: facts.map(|facts| unix_seconds(facts.not_before)),
@@ -231,11 +240,19 @@ impl Slot {
     }
 }
 
+fn state(expires: Option<SystemTime>, now: SystemTime) -> IdentityState {
+    match expires {
+        None => IdentityState::Pending,
+        Some(expires) if expires <= now => IdentityState::Expired,
+        Some(_) => IdentityState::Valid,
+    }
+}
+
 fn because(last_error: Option<&str>) -> String {
     last_error.map_or_else(String::new, |error| format!(" ({error})"))
 }
 
-fn timestamp(time: SystemTime) -> String {
+pub(super) fn timestamp(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "an unknown time".to_owned(), |time| time.to_string())
 }
 

@@ -100,22 +100,26 @@ impl Trust {
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
     ) -> Result<(), PeerError> {
         let roots: Roots = roots.into_iter().collect();
-        for root in &roots {
-            webpki::anchor_from_trusted_cert(root)?;
-        }
+        anchors(&roots)?;
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if roots.is_empty() {
-            sources.by_source.remove(&source);
+        // With every certificate come the same roots again.
+        let nothing_new = roots.is_subset(&sources.union);
+        let old = if roots.is_empty() {
+            sources.by_source.remove(&source)
         } else {
-            sources.by_source.insert(source, roots);
+            sources.by_source.insert(source.clone(), roots)
+        };
+        let now = sources.by_source.get(&source);
+        let nothing_gone = old.is_none_or(|old| now.is_some_and(|now| old.is_subset(now)));
+        if nothing_new && nothing_gone {
+            return Ok(());
         }
         let union: Roots = sources.by_source.values().flatten().cloned().collect();
         if union == sources.union {
             return Ok(());
         }
         let shrank = !union.is_superset(&sources.union);
-        let anchor = |root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned());
-        let anchors = union.iter().map(anchor).collect::<Result<_, _>>()?;
+        let anchors = anchors(&union)?;
         let revocation = Arc::clone(&self.material.load().revocation);
         self.material.store(Arc::new(Material { anchors, revocation }));
         sources.union = union;
@@ -163,6 +167,23 @@ impl Trust {
             PeerSide::Client => self.check_trust_domain(&peer_identity(Some(slice::from_ref(leaf)))?),
             PeerSide::Server => Ok(()),
         }
+    }
+
+    /// Verifies a certificate of our own as peers will, on both sides of a connection, with the roots that came with
+    /// it; with those that are trusted here where none did.
+    pub(super) fn check_own(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        roots: &[CertificateDer<'static>],
+    ) -> Result<(), PeerError> {
+        let anchors = if roots.is_empty() { self.material.load().anchors.clone() } else { anchors(roots)? };
+        let material = Material { anchors, revocation: Arc::default() };
+        let now = unix_time(self.clock.now());
+        for side in [PeerSide::Client, PeerSide::Server] {
+            material.verify(side, leaf, intermediates, now, &self.algorithms())?;
+        }
+        Ok(())
     }
 
     fn check_trust_domain(&self, peer: &Identity) -> Result<(), PeerError> {
@@ -221,6 +242,13 @@ impl Material {
         )?;
         Ok(())
     }
+}
+
+fn anchors<'a>(
+    roots: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Result<Vec<TrustAnchor<'static>>, PeerError> {
+    let anchor = |root| Ok(webpki::anchor_from_trusted_cert(root)?.to_owned());
+    roots.into_iter().map(anchor).collect()
 }
 
 /// The last moment of a certificate.
