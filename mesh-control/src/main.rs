@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::Validate { paths }) => return validate(&paths),
+        Some(Command::Validate { paths, root_namespace }) => return validate(&paths, &root_namespace),
         Some(Command::Ca { command }) => return authority(command),
         None => {}
     }
@@ -43,8 +43,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn validate(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
-    let problems = files::validate(paths);
+fn validate(paths: &[PathBuf], root_namespace: &str) -> anyhow::Result<ExitCode> {
+    let problems = files::validate(paths, root_namespace);
     let mut out = std::io::stdout().lock();
     for problem in &problems {
         writeln!(out, "{problem}")?;

@@ -34,6 +34,9 @@ pub enum Command {
         /// Files, or directories of files
         #[arg(required = true, value_name = "FILE")]
         paths: Vec<PathBuf>,
+        /// Namespace whose policies are for the whole mesh
+        #[arg(long, value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
+        root_namespace: String,
     },
     /// Shows the certificate authority, or replaces its root
     Ca {

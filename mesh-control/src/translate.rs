@@ -29,6 +29,7 @@ use tracing::warn;
 
 use crate::model::{Kind, ObjectName};
 use crate::source::Change;
+pub(crate) use index::Labelled;
 use inputs::Inputs;
 pub use output::{Message, Output, OutputName, OutputType, Served};
 

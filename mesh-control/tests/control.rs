@@ -14,6 +14,7 @@ mod control {
     mod authority;
     mod examples;
     mod fixture;
+    mod policies;
     mod serving;
     mod watching;
 }

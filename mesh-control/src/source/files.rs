@@ -7,6 +7,7 @@
 //! A file that is being written is left alone until its writer closes it, because half of it may well be valid:
 //! a service with fewer ports, an empty file. Should the close never be seen, it is read after a moment anyway.
 
+mod cross_check;
 mod directory;
 mod document;
 #[cfg(test)]
@@ -24,8 +25,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{info, warn};
 
 use super::{Batch, BatchSender, Problem};
-use directory::{Directory, ManifestFile, file_problem, read_bounded};
-use document::Manifest;
+use directory::{Directory, ManifestFile};
 use writers::Writers;
 
 /// Changes made together, such as the files of one `cp`, become one batch.
@@ -43,22 +43,20 @@ pub fn watch(roots: Vec<PathBuf>, batches: BatchSender) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Reads single manifest files and returns everything that is wrong with them.
-pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
-    let (directories, files): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(|path| path.is_dir());
-    let mut problems: Vec<Problem> = files
-        .iter()
-        .flat_map(|path| match read_bounded(path) {
-            Ok(text) => {
-                let mut file = ManifestFile::default();
-                file.adopt(Manifest::parse(path, &text));
-                file.problems
-            }
-            Err(reason) => vec![file_problem(path, reason)],
-        })
-        .collect();
-    let scan = Directory::new(directories).scan(|_| false);
+/// Reads manifests and returns everything that is wrong with them, by themselves and together.
+pub fn validate(paths: &[PathBuf], root_namespace: &str) -> Vec<Problem> {
+    let (directories, paths): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(|path| path.is_dir());
+    let files: Vec<(PathBuf, ManifestFile)> =
+        paths.into_iter().map(|path| (path.clone(), ManifestFile::read(&path))).collect();
+    let mut directory = Directory::new(directories);
+    let scan = directory.scan(|_| false);
+
+    let mut problems: Vec<Problem> = files.iter().flat_map(|(_, file)| file.problems.clone()).collect();
     problems.extend(scan.report.into_iter().flat_map(|report| report.problems));
+    let single = files
+        .iter()
+        .flat_map(|(path, file)| file.resources.values().map(move |given| (path.as_path(), given)));
+    problems.extend(cross_check::check(single.chain(directory.served()), root_namespace));
     problems
 }
 
@@ -66,7 +64,7 @@ pub fn validate(paths: &[PathBuf]) -> Vec<Problem> {
 #[cfg(test)]
 pub(crate) fn resources(text: &str) -> (Vec<crate::model::Resource>, Vec<Problem>) {
     let mut file = ManifestFile::default();
-    file.adopt(Manifest::parse(std::path::Path::new("test.yaml"), text));
+    file.adopt(document::Manifest::parse(std::path::Path::new("test.yaml"), text));
     (file.resources.into_values().map(|given| given.resource).collect(), file.problems)
 }
 

@@ -60,7 +60,7 @@ fn label(namespace: &Arc<str>, (key, value): (&String, &String)) -> Label {
 
 /// Resources by each of their labels, to find what a selector may select.
 #[derive(Debug)]
-pub(super) struct Labelled<V>(Index<Label, V>);
+pub(crate) struct Labelled<V>(Index<Label, V>);
 
 impl<V> Default for Labelled<V> {
     fn default() -> Self {
@@ -69,20 +69,20 @@ impl<V> Default for Labelled<V> {
 }
 
 impl<V: Ord + Clone> Labelled<V> {
-    pub(super) fn insert(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
+    pub(crate) fn insert(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
         for pair in labels {
             self.0.insert(label(namespace, pair), value.clone());
         }
     }
 
-    pub(super) fn remove(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
+    pub(crate) fn remove(&mut self, namespace: &Arc<str>, labels: &Labels, value: &V) {
         for pair in labels {
             self.0.remove(&label(namespace, pair), value);
         }
     }
 
     /// Resources that have the rarest of the selector's labels; the others are for the caller to check.
-    pub(super) fn candidates(&self, namespace: &Arc<str>, selector: &Selector) -> Vec<V> {
+    pub(crate) fn candidates(&self, namespace: &Arc<str>, selector: &Selector) -> Vec<V> {
         let rarest =
             selector.labels().map(|pair| label(namespace, pair)).min_by_key(|label| self.0.len_of(label));
         rarest.map(|label| self.0.of(&label).cloned().collect()).unwrap_or_default()

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mesh_xds::client::{Client, ClientConfig, Rejection, Subscription, Update};
+use mesh_xds::proto::Name;
 use mesh_xds::proto::discovery::Node;
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
@@ -16,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) resources: BTreeMap<String, Address>,
+    pub(super) policies: BTreeMap<String, Authorization>,
     /// Names in the order they came, removed ones with a `-`.
     pub(super) log: Vec<String>,
     /// Responses by type.
@@ -42,7 +44,7 @@ impl Agent {
             [("NODE_NAME", "n1")],
         );
         let subscriptions =
-            vec![Subscription::wildcard::<Address>(), Subscription::wildcard::<Authorization>()];
+            vec![Subscription::wildcard::<Authorization>(), Subscription::wildcard::<Address>()];
         let config = configure(ClientConfig::new(vec![uri.to_owned()], node, subscriptions));
         let told = Arc::new(Mutex::new(Told::default()));
         let sink = Arc::clone(&told);
@@ -50,14 +52,20 @@ impl Agent {
             let mut told = sink.lock().unwrap();
             *told.responses.entry(update.type_url.to_string()).or_default() += 1;
             let mut malformed = Vec::new();
-            for (resource, address) in update.decode::<Address>(&mut malformed) {
-                told.log.push(resource.name.clone());
-                told.resources.insert(resource.name.clone(), address);
+            if *update.type_url == *Authorization::type_url() {
+                for (resource, policy) in update.decode::<Authorization>(&mut malformed) {
+                    told.log.push(resource.name.clone());
+                    told.policies.insert(resource.name.clone(), policy);
+                }
+                told.policies.retain(|name, _| !update.removed.contains(name));
+            } else {
+                for (resource, address) in update.decode::<Address>(&mut malformed) {
+                    told.log.push(resource.name.clone());
+                    told.resources.insert(resource.name.clone(), address);
+                }
+                told.resources.retain(|name, _| !update.removed.contains(name));
             }
-            for name in &update.removed {
-                told.log.push(format!("-{name}"));
-                told.resources.remove(name);
-            }
+            told.log.extend(update.removed.iter().map(|name| format!("-{name}")));
             assert!(malformed.is_empty(), "{malformed:?}");
             refuse(update)
         };
@@ -82,11 +90,21 @@ impl Agent {
             .await;
     }
 
+    /// What came since the last call.
+    pub(super) fn in_order(&self) -> Vec<String> {
+        std::mem::take(&mut self.told.lock().unwrap().log)
+    }
+
     /// What came since the last call, sorted.
     pub(super) fn news(&self) -> Vec<String> {
-        let mut log = std::mem::take(&mut self.told.lock().unwrap().log);
+        let mut log = self.in_order();
         log.sort();
         log
+    }
+
+    /// Waits until it holds these policies.
+    pub(super) async fn has_policies(&self, names: &[&str]) {
+        self.eventually(&format!("{names:?}"), |told| told.policies.keys().eq(names).then_some(())).await;
     }
 
     /// The first port of a service.

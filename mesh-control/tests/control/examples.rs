@@ -29,7 +29,8 @@ struct LabPod {
 
 #[test]
 fn nothing_is_wrong_with_them() {
-    let problems = files::validate(&[repository("examples/manifests"), repository("examples/more")]);
+    let folders = ["manifests", "more", "policies"].map(|folder| repository(&format!("examples/{folder}")));
+    let problems = files::validate(&folders, "istio-system");
     assert!(problems.is_empty(), "{problems:#?}");
 }
 

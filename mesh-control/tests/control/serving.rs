@@ -34,7 +34,7 @@ async fn nobody_is_told_that_there_is_nothing_before_everything_was_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn authorization_is_answered_though_there_is_none_yet() {
+async fn both_types_are_answered_though_there_is_nothing() {
     let fixture = Fixture::start(&[]).await;
     let agent = Agent::connect(&fixture.uri());
     agent

@@ -122,10 +122,7 @@ impl Directory {
         let file = self.files.entry(path.to_owned()).or_default();
         file.stamp = stamp;
         let mut touched: BTreeSet<ResourceKey> = file.resources.keys().cloned().collect();
-        let manifest = match read_bounded(path) {
-            Ok(text) => Manifest::parse(path, &text),
-            Err(reason) => Manifest::unreadable(file_problem(path, reason)),
-        };
+        let manifest = read_manifest(path);
         for (kind, line) in &manifest.ignored {
             if self.ignored.insert(kind.clone()) {
                 info!(file = %path.display(), line, kind, "the mesh is not made of this kind: it is left alone");
@@ -159,6 +156,14 @@ impl Directory {
             }
         }
         changes
+    }
+
+    /// What counts, and where it is from.
+    pub(super) fn served(&self) -> impl Iterator<Item = (&Path, &Given)> + Clone {
+        self.served.iter().filter_map(|(key, served)| {
+            let (path, file) = self.files.get_key_value(&served.owner)?;
+            Some((path.as_path(), file.resources.get(key)?))
+        })
     }
 
     fn owner(&self, key: &ResourceKey) -> Option<&Path> {
@@ -216,6 +221,13 @@ impl Directory {
 }
 
 impl ManifestFile {
+    /// Reads a file that was never read before.
+    pub(super) fn read(path: &Path) -> Self {
+        let mut file = Self::default();
+        file.adopt(read_manifest(path));
+        file
+    }
+
     /// Takes over what a file says now. In the place of what is refused counts its last good version, or else what
     /// stands in for it.
     pub(super) fn adopt(&mut self, manifest: Manifest) {
@@ -316,8 +328,15 @@ pub(super) fn is_manifest(path: &Path) -> bool {
         .is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
+fn read_manifest(path: &Path) -> Manifest {
+    match read_bounded(path) {
+        Ok(text) => Manifest::parse(path, &text),
+        Err(reason) => Manifest::unreadable(file_problem(path, reason)),
+    }
+}
+
 /// A file's text, or why it cannot be had.
-pub(super) fn read_bounded(path: &Path) -> Result<String, String> {
+fn read_bounded(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     fs::File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
@@ -328,7 +347,7 @@ pub(super) fn read_bounded(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: {error}"))
 }
 
-pub(super) fn file_problem(path: &Path, reason: String) -> Problem {
+fn file_problem(path: &Path, reason: String) -> Problem {
     Problem {
         file: path.to_owned(),
         line: 0,

@@ -19,7 +19,7 @@ const INPUTS: u64 = 250_000;
 const SEED: u64 = 3;
 
 /// One of each kind, small: a mutation should hit something that matters.
-const SEEDS: [&str; 7] = [
+const SEEDS: [&str; 9] = [
     "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}\n",
     "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: z}}\n",
     "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, labels: {app: w}, annotations: {traffic.sidecar.istio.io/excludeOutboundIPRanges: '10.0.0.0/8'}}\nspec: {nodeName: n1, containers: [{name: c, ports: [{name: h, containerPort: 80}]}]}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}\n",
@@ -27,6 +27,8 @@ const SEEDS: [&str; 7] = [
     "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: w}}\naddressType: IPv4\nports: [{name: a, port: 1}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [192.0.2.1], conditions: {ready: false}}]\n",
     "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: shop}\nspec:\n  hosts: [a.example.com]\n  resolution: STATIC\n  ports: [{number: 443, name: t}]\n  endpoints:\n  - address: 192.0.2.1\n",
     "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: v, namespace: shop, labels: {app: w}}\nspec: {address: 192.0.2.9, weight: 2}\n",
+    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec:\n  selector: {matchLabels: {app: w}}\n  action: DENY\n  rules:\n  - from: [{source: {principals: ['*'], ipBlocks: [10.0.0.0/8]}}]\n    to: [{operation: {notPorts: ['80']}}]\n    when: [{key: destination.ip, values: ['fd00::/8']}]\n",
+    "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {name: b, namespace: shop}\nspec: {selector: {matchLabels: {app: w}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}\n",
 ];
 
 /// Pieces with a meaning in YAML or in manifests.
