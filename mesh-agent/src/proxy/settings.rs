@@ -133,6 +133,10 @@ impl ProxySettings {
                 self.max_connections_per_pod > 0 && self.max_connections >= self.max_connections_per_pod,
                 "the connections of one pod must be above 0 and not above those of the node",
             ),
+            (
+                self.tunnel.are_usable(),
+                "tunnels need times and limits above 0, and windows of 16 KiB at least",
+            ),
         ];
         let wrong: Vec<&str> = rules.iter().filter(|(right, _)| !right).map(|(_, rule)| *rule).collect();
         if wrong.is_empty() { Ok(()) } else { Err(InvalidSettings(wrong.join("; "))) }

@@ -9,5 +9,8 @@
     reason = "test code"
 )]
 
+mod flow;
 mod opening;
+mod pooling;
+mod trusting;
 mod world;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_agent::identity::{Credentials, Identity, RootSource, SystemClock, Trust};
+use mesh_agent::identity::{Credentials, Identity, Revocation, RootSource, SystemClock, Trust};
 use mesh_agent::proxy::decision::TunnelPath;
 use mesh_agent::proxy::tunnel::{
     ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream, Tunnels, relay,
@@ -14,13 +14,15 @@ use mesh_agent::proxy::tunnel::{
 use mesh_agent::proxy::{BufferPool, Marks, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use mesh_lab::certificates::{Authority, Leaf};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::spawn_local;
+use webpki::OwnedCertRevocationList;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -89,11 +91,16 @@ pub fn set_roots(trust: &Trust, roots: &[&Authority]) {
     trust.set_roots(RootSource::File, roots.iter().map(root)).unwrap();
 }
 
+pub fn set_revoked(trust: &Trust, list: &str) {
+    let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+    let list = OwnedCertRevocationList::from_der(&list).unwrap();
+    trust.set_revocation(Revocation::Lists(vec![list.into()]));
+}
+
 /// An agent that serves tunnels.
 pub struct Agent {
     pub address: SocketAddr,
     seen: Rc<Seen>,
-    accepting: AbortHandle,
 }
 
 /// What an agent has seen.
@@ -106,6 +113,8 @@ pub struct Seen {
     /// Tunnels that ended.
     pub ended: RefCell<Vec<Result<(), ServerError>>>,
     pub drain: Notify,
+    /// Ends open tunnels as a crash would.
+    pub kill: Notify,
 }
 
 impl Agent {
@@ -131,7 +140,7 @@ impl Agent {
         let seen: Rc<Seen> = Rc::default();
         let server = Rc::new(TunnelServer::new(&settings.tunnel));
         let (credentials, noted, handler) = (Arc::clone(credentials), Rc::clone(&seen), Rc::new(handler));
-        let accepting = spawn_local(async move {
+        spawn_local(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 noted.tunnels.set(noted.tunnels.get() + 1);
@@ -143,18 +152,18 @@ impl Agent {
                         seen.requests.set(seen.requests.get() + 1);
                         handler(request, Rc::clone(&seen));
                     };
-                    let end = server.serve(Stream::new(tcp), &credentials, drain, connect).await;
+                    let serving = server.serve(Stream::new(tcp), &credentials, drain, connect);
+                    let end = tokio::select! {
+                        end = serving => end,
+                        () = seen.kill.notified() => return,
+                    };
                     seen.ended.borrow_mut().push(end);
                 });
             }
         });
-        Self { address, seen, accepting: accepting.abort_handle() }
+        Self { address, seen }
     }
 
-    /// Accepts no more tunnels.
-    pub fn stop_accepting(&self) {
-        self.accepting.abort();
-    }
 }
 
 impl std::ops::Deref for Agent {
@@ -213,6 +222,14 @@ impl Client {
             service: None,
             baggage: None,
             trace_parent: None,
+        }
+    }
+
+    /// Why a connection is not opened.
+    pub async fn failure(&self, route: &TunnelRoute) -> TunnelError {
+        match self.open(route).await {
+            Ok(_) => panic!("opened"),
+            Err(error) => error,
         }
     }
 
@@ -286,4 +303,45 @@ pub async fn echo() -> SocketAddr {
         let _ = write.shutdown().await;
     })
     .await
+}
+
+/// A wire between a client and an agent, which can be held still.
+pub struct Wire {
+    pub address: SocketAddr,
+    held: Rc<Cell<bool>>,
+}
+
+impl Wire {
+    pub async fn to(agent: SocketAddr) -> Self {
+        let held: Rc<Cell<bool>> = Rc::default();
+        let hold = Rc::clone(&held);
+        let address = server(move |near| {
+            let hold = Rc::clone(&hold);
+            async move {
+                let far = TcpStream::connect(agent).await.unwrap();
+                let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+                spawn_local(carry(near_read, far_write, Rc::clone(&hold)));
+                carry(far_read, near_write, hold).await;
+            }
+        })
+        .await;
+        Self { address, held }
+    }
+
+    /// From here on nothing gets through, and no end is seen.
+    pub fn hold(&self) {
+        self.held.set(true);
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Rc<Cell<bool>>) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        if held.get() {
+            std::future::pending::<()>().await;
+        }
+        if to.write_all(&bytes[..count]).await.is_err() {
+            break;
+        }
+    }
 }

@@ -93,8 +93,7 @@ impl BufferPool {
     }
 
     /// Bytes in all buffers, lent and idle.
-    #[cfg(test)]
-    pub(super) fn allocated(&self) -> usize {
+    pub fn allocated(&self) -> usize {
         self.allocated.get()
     }
 

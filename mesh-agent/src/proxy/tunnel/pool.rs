@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -43,8 +43,14 @@ struct Pool {
 }
 
 /// What connections must agree in to share a tunnel.
-#[derive(Clone)]
-struct Key(Rc<Ends>);
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    /// Of the client's credentials: of an identity, and of one certificate of it.
+    generation: u64,
+    source: Option<IpAddr>,
+    gateway: SocketAddr,
+    expected: Arc<[Identity]>,
+}
 
 /// The tunnels of one key; at least one.
 #[derive(Default)]
@@ -118,10 +124,10 @@ impl Pool {
         route: &TunnelRoute,
         deadline: Instant,
     ) -> Result<TunnelStream, TunnelFailure> {
-        let key = Key(Rc::new(route.ends()));
+        let ends = route.ends();
         let mut is_retry = false;
         loop {
-            let (tunnel, guard) = self.take(&key, deadline).await?;
+            let (tunnel, guard) = self.take(&ends, deadline).await?;
             let connecting = tunnel.connect(route.request()?, guard);
             let failed = match timeout_at(deadline, connecting).await {
                 Ok(Ok(stream)) => return Ok(stream),
@@ -151,11 +157,11 @@ impl Pool {
     /// Takes a stream of a tunnel that is open, or of one as soon as it is.
     async fn take(
         self: &Rc<Self>,
-        key: &Key,
+        ends: &Ends,
         deadline: Instant,
     ) -> Result<(Rc<Tunnel>, Guard), TunnelFailure> {
         loop {
-            let outcome = match self.find(key)? {
+            let outcome = match self.find(ends)? {
                 Found::Stream(tunnel, guard) => return Ok((tunnel, guard)),
                 Found::Opening(outcome) => outcome,
             };
@@ -166,10 +172,11 @@ impl Pool {
         }
     }
 
-    fn find(self: &Rc<Self>, key: &Key) -> Result<Found, TunnelFailure> {
+    fn find(self: &Rc<Self>, ends: &Ends) -> Result<Found, TunnelFailure> {
+        let key = Key::from(ends);
         let settings = &self.settings.tunnel;
         let mut destinations = self.destinations.borrow_mut();
-        if let Some(destination) = destinations.get_mut(key) {
+        if let Some(destination) = destinations.get_mut(&key) {
             // The first with room: those that come after it get a chance to fall idle.
             let entered = |tunnel: &Rc<Tunnel>| Some((Rc::clone(tunnel), tunnel.enter(settings)?));
             if let Some((tunnel, guard)) = destination.open.iter().find_map(entered) {
@@ -194,7 +201,7 @@ impl Pool {
         let outcome = attempt.outcome.clone();
         destinations.entry(key.clone()).or_default().opening.push(Rc::clone(&attempt));
         self.tunnels.set(self.tunnels.get() + 1);
-        spawn_local(run(Rc::clone(self), key.clone(), attempt, tell));
+        spawn_local(run(Rc::clone(self), key, ends.clone(), attempt, tell));
         Ok(Found::Opening(outcome))
     }
 
@@ -251,11 +258,13 @@ impl Destination {
 async fn run(
     pool: Rc<Pool>,
     key: Key,
+    ends: Ends,
     attempt: Rc<Attempt>,
     tell: oneshot::Sender<Result<(), TunnelFailure>>,
 ) {
     // Boxed: it takes room that is given back before the tunnel is driven, which may last for days.
-    let established = Box::pin(establish(&key.0, &pool.settings)).await;
+    let established = Box::pin(establish(&ends, &pool.settings)).await;
+    drop(ends);
     let is_attempt = |known: &Rc<Attempt>| Rc::ptr_eq(known, &attempt);
     let (tunnel, driver) = match established {
         Ok((tunnel, driver)) => (Rc::new(tunnel), driver),
@@ -290,21 +299,13 @@ fn to_weak<T>(owned: Rc<T>) -> Weak<T> {
     Rc::downgrade(&owned)
 }
 
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.credentials.generation() == other.0.credentials.generation()
-            && self.0.source == other.0.source
-            && self.0.gateway == other.0.gateway
-            && self.0.expected == other.0.expected
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.credentials.generation().hash(state);
-        self.0.source.hash(state);
-        self.0.gateway.hash(state);
+impl From<&Ends> for Key {
+    fn from(ends: &Ends) -> Self {
+        Self {
+            generation: ends.credentials.generation(),
+            source: ends.source,
+            gateway: ends.gateway,
+            expected: Arc::clone(&ends.expected),
+        }
     }
 }

@@ -44,7 +44,8 @@ pub struct TunnelSettings {
     pub tunnels_per_destination: usize,
     /// Tunnels of one worker that it has opened. Idle ones make room for new ones.
     pub tunnels: usize,
-    /// Clients of one worker that may be in their handshake; others wait. It bounds the memory that strangers take.
+    /// Clients of one worker that may be in their handshake; others wait. It bounds the memory that strangers take, a
+    /// few tens of KiB each, and must be large as they need not be in a hurry.
     pub handshakes: usize,
 }
 
@@ -60,12 +61,23 @@ impl Default for TunnelSettings {
             stream_window: 256 << 10,
             tunnels_per_destination: 64,
             tunnels: 2048,
-            handshakes: 128,
+            handshakes: 512,
         }
     }
 }
 
 impl TunnelSettings {
+    /// Whether tunnels can work with them.
+    pub(in crate::proxy) fn are_usable(&self) -> bool {
+        let times = [self.handshake_timeout, self.idle_timeout, self.ping_interval, self.ping_timeout];
+        times.iter().all(|time| !time.is_zero())
+            && self.streams_per_tunnel > 0
+            && self.stream_window >= 16 << 10
+            && self.tunnels_per_destination > 0
+            && self.tunnels > 0
+            && self.handshakes > 0
+    }
+
     /// Streams of one tunnel, as a count.
     pub(super) fn streams(&self) -> usize {
         usize::try_from(self.streams_per_tunnel).unwrap_or(usize::MAX)
