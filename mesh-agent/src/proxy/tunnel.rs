@@ -4,9 +4,9 @@
 //! that is opened with CONNECT and answered with 200 once the other side is connected to the destination. Both sides
 //! prove by their certificates which service account they speak for.
 //!
-//! - the client's side: [`Tunnels`], a pool that opens tunnels and keeps them for the next connection ([`pool`],
-//!   [`client`], [`double`]);
-//! - the server's side: [`TunnelServer`], which hands every connection that is asked for to its caller ([`server`]);
+//! - the client's side: [`Tunnels`], a pool that opens tunnels and keeps them for the next connection (`pool`,
+//!   `client`, `double`);
+//! - the server's side: [`TunnelServer`], which hands every connection that is asked for to its caller (`server`);
 //! - between: [`relay`] moves bytes between a socket and a stream.
 //!
 //! Everything of a tunnel lives on one worker, its connections' sockets too.
@@ -24,6 +24,7 @@ mod server;
 mod settings;
 mod state;
 mod stream;
+mod tls;
 
 pub use authority::{Authority, InvalidAuthority};
 pub use error::{Step, TunnelError, TunnelFailure};

@@ -11,7 +11,8 @@ use mesh_lab::certificates::{Authority, Leaf};
 use tokio::io::AsyncReadExt;
 
 use crate::world::{
-    Agent, Client, Mesh, credentials, echo, eventually, identity, on_worker, set_revoked, set_roots, settings, trust,
+    Agent, Client, Mesh, credentials, echo, eventually, identity, on_worker, set_revoked, set_roots,
+    settings, trust,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);

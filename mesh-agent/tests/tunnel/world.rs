@@ -14,8 +14,8 @@ use mesh_agent::proxy::tunnel::{
 use mesh_agent::proxy::{BufferPool, Marks, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use mesh_lab::certificates::{Authority, Leaf};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -163,7 +163,6 @@ impl Agent {
         });
         Self { address, seen }
     }
-
 }
 
 impl std::ops::Deref for Agent {

@@ -16,14 +16,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use super::connection::{client_builder, distrust, idle, silence};
+use super::connection::{client_builder, distrust, idle, owned, silence};
 use super::error::{Step, TunnelFailure};
 use super::headers;
 use super::settings::TunnelSettings;
-use super::state::{Guard, TunnelState};
+use super::state::{Guard, TunnelEnd, TunnelState};
 use super::stream::{Chunk, Far, TunnelStream};
+use super::tls::Noting;
 use crate::identity::{Credentials, Identity, PeerError, PeerSide, check_peer_is, peer_identity};
 use crate::proxy::settings::ProxySettings;
 use crate::proxy::socket;
@@ -52,7 +52,7 @@ pub(super) struct Tunnel {
 
 /// A tunnel's connection, to be driven to its end.
 pub(super) struct Driver<IO> {
-    connection: Connection<TlsStream<IO>, Chunk>,
+    connection: Connection<Noting<IO>, Chunk>,
     chain: Vec<CertificateDer<'static>>,
     credentials: Arc<Credentials>,
     revision: watch::Receiver<u64>,
@@ -78,31 +78,34 @@ impl From<NotOpened> for TunnelFailure {
     }
 }
 
-/// Connects and sets up a tunnel.
+/// Connects and sets up a tunnel that is expected to have room for `capacity` streams.
 pub(super) async fn establish(
     ends: &Ends,
+    capacity: usize,
     settings: &ProxySettings,
 ) -> Result<(Tunnel, Driver<TcpStream>), TunnelFailure> {
     let period = settings.tunnel.handshake_timeout;
     let connecting = timeout(period, socket::connect(ends.gateway, ends.source, settings));
     let tcp = connecting.await.map_err(|_| TunnelFailure::Timeout(Step::Connect))?;
     let tcp = tcp.map_err(|error| TunnelFailure::Connect(Arc::new(error)))?;
-    establish_over(tcp, ends, &settings.tunnel).await
+    establish_over(tcp, ends, capacity, &settings.tunnel).await
 }
 
 /// Sets up a tunnel over an open connection.
 pub(super) async fn establish_over<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     ends: &Ends,
+    capacity: usize,
     settings: &TunnelSettings,
 ) -> Result<(Tunnel, Driver<IO>), TunnelFailure> {
-    let handshake = timeout(settings.handshake_timeout, handshake(io, ends, settings));
+    let handshake = timeout(settings.handshake_timeout, handshake(io, ends, capacity, settings));
     handshake.await.map_err(|_| TunnelFailure::Timeout(Step::Handshake))?
 }
 
 async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     ends: &Ends,
+    capacity: usize,
     settings: &TunnelSettings,
 ) -> Result<(Tunnel, Driver<IO>), TunnelFailure> {
     let credentials = Arc::clone(&ends.credentials);
@@ -113,22 +116,19 @@ async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
 
     // Nothing is sent before it is certain who is there.
     let (_, session) = tls.get_ref();
-    let chain: Vec<_> = session
-        .peer_certificates()
-        .unwrap_or_default()
-        .iter()
-        .map(|link| link.clone().into_owned())
-        .collect();
+    let chain = owned(session.peer_certificates());
     check_peer_is(&peer_identity(Some(&chain))?, &ends.expected)?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(PeerError::Handshake("the peer does not speak HTTP/2 there".into()).into());
     }
 
-    let opened = client_builder(settings).handshake(tls).await;
-    let (sender, connection) = opened.map_err(|error| broken(&TunnelState::default(), error))?;
+    let state: Rc<TunnelState> = Rc::default();
+    let io = Noting { tls, state: Rc::clone(&state) };
+    let opened = client_builder(settings, capacity).handshake(io).await;
+    let (sender, connection) = opened.map_err(|error| broken(&state, error))?;
     let tunnel = Tunnel {
         sender,
-        state: Rc::default(),
+        state,
         proven: Cell::new(false),
         retired: Cell::new(false),
         doubtful: Cell::new(false),
@@ -137,13 +137,13 @@ async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     Ok((tunnel, Driver { connection, chain, credentials, revision }))
 }
 
-/// What to tell about a tunnel that broke. A server that refuses our certificate says so after our handshake is done
-/// (TLS 1.3).
+/// What to tell about a tunnel that broke before the answer.
 fn broken(state: &TunnelState, error: h2::Error) -> TunnelFailure {
-    let error = state.broken(error);
-    match PeerError::from_io(&error) {
-        PeerError::Handshake(_) => TunnelFailure::Broken(Arc::new(error)),
-        reason => TunnelFailure::Tls(reason),
+    match state.ended() {
+        Some(TunnelEnd::Refused(reason) | TunnelEnd::Distrusted(reason)) => {
+            TunnelFailure::Tls(reason.clone())
+        }
+        Some(TunnelEnd::Silent) | None => TunnelFailure::Broken(Arc::new(state.broken(error))),
     }
 }
 

@@ -35,7 +35,7 @@ fn frame_budget(settings: &TunnelSettings) -> usize {
     usize::try_from(settings.connection_window()).unwrap_or(usize::MAX).saturating_mul(2)
 }
 
-pub(super) fn client_builder(settings: &TunnelSettings) -> client::Builder {
+pub(super) fn client_builder(settings: &TunnelSettings, capacity: usize) -> client::Builder {
     let mut builder = client::Builder::new();
     builder
         .enable_push(false)
@@ -48,7 +48,7 @@ pub(super) fn client_builder(settings: &TunnelSettings) -> client::Builder {
         .max_concurrent_reset_streams(RESET_STREAMS)
         .reset_stream_duration(RESET_MEMORY)
         // Until the peer has said how many it takes. It refuses those beyond, which are then opened elsewhere.
-        .initial_max_send_streams(settings.streams());
+        .initial_max_send_streams(capacity);
     builder
 }
 
@@ -120,4 +120,9 @@ pub(super) async fn idle(state: &Rc<TunnelState>, period: Duration) {
             }
         }
     }
+}
+
+/// A peer's certificates, to be kept.
+pub(super) fn owned(chain: Option<&[CertificateDer<'_>]>) -> Vec<CertificateDer<'static>> {
+    chain.unwrap_or_default().iter().map(|certificate| certificate.clone().into_owned()).collect()
 }

@@ -29,7 +29,7 @@ pub(super) async fn open(
     settings: &TunnelSettings,
 ) -> Result<TunnelStream, TunnelFailure> {
     let io = TunnelIo { stream: outer, buffers: Rc::clone(buffers) };
-    let (tunnel, driver) = establish_over(io, ends, settings).await?;
+    let (tunnel, driver) = establish_over(io, ends, 1, settings).await?;
     let tunnel = Rc::new(tunnel);
     let (handle, settings) = (Rc::downgrade(&tunnel), settings.clone());
     spawn_local(async move { driver.drive(&handle, &settings, || {}).await });

@@ -199,9 +199,11 @@ impl Pool {
         let (tell, told) = oneshot::channel();
         let attempt = Rc::new(Attempt { waiting: Cell::new(1), outcome: told.shared() });
         let outcome = attempt.outcome.clone();
-        destinations.entry(key.clone()).or_default().opening.push(Rc::clone(&attempt));
+        let destination = destinations.entry(key.clone()).or_default();
+        destination.opening.push(Rc::clone(&attempt));
+        let capacity = destination.capacity.unwrap_or(settings.streams());
         self.tunnels.set(self.tunnels.get() + 1);
-        spawn_local(run(Rc::clone(self), key, ends.clone(), attempt, tell));
+        spawn_local(run(Rc::clone(self), key, (ends.clone(), capacity), attempt, tell));
         Ok(Found::Opening(outcome))
     }
 
@@ -258,12 +260,12 @@ impl Destination {
 async fn run(
     pool: Rc<Pool>,
     key: Key,
-    ends: Ends,
+    (ends, capacity): (Ends, usize),
     attempt: Rc<Attempt>,
     tell: oneshot::Sender<Result<(), TunnelFailure>>,
 ) {
     // Boxed: it takes room that is given back before the tunnel is driven, which may last for days.
-    let established = Box::pin(establish(&ends, &pool.settings)).await;
+    let established = Box::pin(establish(&ends, capacity, &pool.settings)).await;
     drop(ends);
     let is_attempt = |known: &Rc<Attempt>| Rc::ptr_eq(known, &attempt);
     let (tunnel, driver) = match established {

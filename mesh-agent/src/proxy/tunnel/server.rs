@@ -9,19 +9,21 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::authority::Authority;
-use super::connection::{distrust, idle, server_builder, silence};
+use super::connection::{distrust, idle, owned, server_builder, silence};
 use super::headers::{Claims, MESH_ERROR, reason_value};
 use super::settings::TunnelSettings;
 use super::state::{Guard, TunnelEnd, TunnelState};
@@ -29,6 +31,9 @@ use super::stream::{Chunk, Far, TunnelStream};
 use crate::identity::{Credentials, Identity, PeerError, PeerSide, peer_identity};
 use crate::proxy::socket::Stream;
 use crate::telemetry::ResponseFlag;
+
+/// Time for a client to hear why it is refused.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the tunnels that others open to a worker have in common.
 pub struct TunnelServer {
@@ -57,7 +62,9 @@ impl ServerError {
     /// The kind of end, for reports.
     pub fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Timeout | Self::Tls(_) | Self::Ended(TunnelEnd::Distrusted(_)) => ResponseFlag::TlsFailure,
+            Self::Timeout | Self::Tls(_) | Self::Ended(TunnelEnd::Distrusted(_) | TunnelEnd::Refused(_)) => {
+                ResponseFlag::TlsFailure
+            }
             Self::Broken(_) | Self::Ended(TunnelEnd::Silent) => ResponseFlag::DownstreamConnectionTermination,
         }
     }
@@ -118,6 +125,8 @@ impl TunnelServer {
                             connect(request);
                         }
                     }
+                    // Nobody misses anything.
+                    Some(Err(error)) if error.is_io() && state.streams() == 0 => return Ok(()),
                     Some(Err(error)) => return Err(ServerError::Broken(state.broken(error))),
                     None => return Ok(()),
                 },
@@ -132,16 +141,18 @@ impl TunnelServer {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let handshake = async {
             // Closed by nobody.
-            let _permit = self.handshakes.acquire().await.ok();
-            let tls = TlsAcceptor::from(credentials.server()).accept(stream).await;
-            let tls = tls.map_err(|error| PeerError::from_io(&error))?;
+            let permit = self.handshakes.acquire().await.ok();
+            let accepting = TlsAcceptor::from(credentials.server()).accept(stream).into_fallible();
+            let tls = match accepting.await {
+                Ok(tls) => tls,
+                Err((error, stream)) => {
+                    drop(permit);
+                    let _ = timeout(LAST_WORDS, let_hear(stream)).await;
+                    return Err(PeerError::from_io(&error).into());
+                }
+            };
             let (_, session) = tls.get_ref();
-            let chain: Vec<_> = session
-                .peer_certificates()
-                .unwrap_or_default()
-                .iter()
-                .map(|link| link.clone().into_owned())
-                .collect();
+            let chain = owned(session.peer_certificates());
             let peer = Arc::new(peer_identity(Some(&chain))?);
             let opened = server_builder(&self.settings).handshake(tls).await;
             let connection =
@@ -150,6 +161,14 @@ impl TunnelServer {
         };
         timeout_at(deadline, handshake).await.unwrap_or(Err(ServerError::Timeout))
     }
+}
+
+/// Ends a connection so that the client can read why it was refused: closing it with bytes unread would reset it, and
+/// that overtakes the alert.
+async fn let_hear(mut stream: Stream) {
+    let _ = stream.shutdown().await;
+    let mut ignored = [0; 1024];
+    while let Ok(1..) = stream.read(&mut ignored).await {}
 }
 
 /// A connection that somebody asks for. Dropped without an answer, its stream is reset.

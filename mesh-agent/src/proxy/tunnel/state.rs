@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::identity::PeerError;
 
-/// Why a tunnel was ended by this side. Its streams report it instead of what `h2` makes of it.
+/// Why a tunnel ended. Its streams report it instead of what `h2` makes of it.
 #[derive(Debug, Clone, Error)]
 pub enum TunnelEnd {
     /// The other agent does not answer pings.
@@ -21,6 +21,9 @@ pub enum TunnelEnd {
     /// The peer's certificate was revoked, or its root is not trusted any more.
     #[error("the tunnel's peer is not trusted any more: {0}")]
     Distrusted(PeerError),
+    /// The peer does not accept us.
+    #[error("{0}")]
+    Refused(PeerError),
 }
 
 /// The state of one tunnel.
@@ -56,6 +59,11 @@ impl TunnelState {
     pub(super) fn end(&self, end: TunnelEnd) {
         // The first reason is the one.
         let _ = self.end.set(end);
+    }
+
+    /// Why it ended, if that was noted.
+    pub(super) fn ended(&self) -> Option<&TunnelEnd> {
+        self.end.get()
     }
 
     /// What to tell about an error of one of its streams.
