@@ -8,6 +8,7 @@
 //! on the way of a connection ever asks it.
 
 mod attachments;
+mod connect;
 mod counters;
 mod devices;
 mod error;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_common::{Config, FlowState, Tables as _};
 
 pub use attachments::{AttachMode, Attachment};
+pub use connect::{OpenedTo, PodCgroup};
 pub use counters::Count;
 pub use error::SteeringError;
 pub use explain::Explanation;
@@ -38,6 +40,7 @@ pub use watch::DeviceWatch;
 use crate::pods::LocalPod;
 use crate::settings::NodeArgs;
 use attachments::Attachments;
+use connect::Connect;
 use devices::Devices;
 use maps::Maps;
 use members::Members;
@@ -99,6 +102,7 @@ struct State {
     members: Members,
     devices: Devices,
     attachments: Attachments,
+    connect: Connect,
 }
 
 impl Steering {
@@ -109,7 +113,7 @@ impl Steering {
     /// If the directory is not on a BPF file system, or the kernel refuses maps or programs.
     pub fn load_or_adopt(settings: &SteeringSettings) -> Result<Self, SteeringError> {
         let pins = Pins::open(&settings.directory)?;
-        let (programs, mut maps, passages) = programs::load(&pins)?;
+        let (programs, mut maps, passages, connect) = programs::load(&pins)?;
         let listeners = maps.config()?.listeners;
         maps.set_config(Config {
             mark_mask: settings.mark_mask,
@@ -122,6 +126,7 @@ impl Steering {
             members,
             devices: Devices::adopt(&maps)?,
             attachments: Attachments::new(programs, pins, settings.attach),
+            connect: Connect::adopt(connect)?,
             maps,
             passages,
         };
@@ -181,6 +186,7 @@ impl Steering {
         let state = self.lock();
         let mut entries = state.maps.entries()?;
         entries.extend(state.passages.entries()?);
+        entries.extend(state.connect.entries());
         Ok(entries)
     }
 

@@ -118,9 +118,10 @@ fn is_spoofed(flow: &Flow<'_>, source: &Pod) -> bool {
     source.device != 0 && source.device != flow.device
 }
 
-/// The port names the service better than the address does, so a port rule decides before any range.
+/// Whether the rules of `pod` give its connections to this destination to the agent. The port names the service better
+/// than the address does, so a port rule decides before any range.
 #[inline(always)]
-fn captures_outbound<T: Tables>(tables: &T, pod: &Pod, address: &Address, port: u16) -> bool {
+pub fn captures_outbound<T: Tables>(tables: &T, pod: &Pod, address: &Address, port: u16) -> bool {
     if pod.rules != 0 {
         if let Some(action) = tables.port_rule(&PortRule::new(pod.rules, Direction::Outbound, port)) {
             return action.captures();

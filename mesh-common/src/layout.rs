@@ -1,6 +1,7 @@
 //! A number that changes with the layout of the maps.
 
 use crate::address::Address;
+use crate::connect::{LocalEndpoints, Replaced, ServicePort, Tuple};
 use crate::maps::{Action, CidrRule, Config, Device, MAX_LISTENERS, Pod, PortRule, capacity};
 use crate::outcome::Outcome;
 use crate::passage::{FlowEvent, FlowKey, FlowState, Verdict, VerdictKey};
@@ -32,6 +33,14 @@ pub const LAYOUT: u32 = fingerprint(&[
     size(size_of::<FlowState>()),
     capacity::FLOW_EVENT_BYTES,
     size(size_of::<FlowEvent>()),
+    capacity::CGROUPS,
+    capacity::SERVICES,
+    size(size_of::<LocalEndpoints>()),
+    capacity::CONNECTING,
+    size(size_of::<Replaced>()),
+    capacity::OPENED_TO,
+    size(size_of::<Tuple>()),
+    size(size_of::<ServicePort>()),
 ]);
 
 #[allow(

@@ -5,6 +5,7 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 mod address;
+mod connect;
 mod decision;
 mod layout;
 mod maps;
@@ -13,7 +14,10 @@ mod passage;
 mod spread;
 
 pub use address::Address;
-pub use decision::{Capture, Direction, Flow, Gate, Tables, gate, judge};
+pub use connect::{
+    LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, MAX_LOCAL_ENDPOINTS, Replaced, ServicePort, Tuple, admits,
+};
+pub use decision::{Capture, Direction, Flow, Gate, Tables, captures_outbound, gate, judge};
 pub use layout::LAYOUT;
 pub use maps::{
     Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags,

@@ -29,9 +29,17 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// Ring of [`FlowEvent`](crate::FlowEvent)s.
     pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+    /// Number of a cgroup to the [`Address`](crate::Address) of the pod whose it is.
+    pub const CGROUPS: &str = "CGROUPS";
+    /// [`ServicePort`](crate::ServicePort) to [`LocalEndpoints`](crate::LocalEndpoints).
+    pub const SERVICES: &str = "SERVICES";
+    /// Socket cookie to [`Replaced`](crate::Replaced), while the socket is being connected.
+    pub const CONNECTING: &str = "CONNECTING";
+    /// [`Tuple`](crate::Tuple) to the [`ServicePort`](crate::ServicePort) it was opened to.
+    pub const OPENED_TO: &str = "OPENED_TO";
 
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 16] = [
         PODS,
         DEVICES,
         HOST_ADDRS,
@@ -44,6 +52,10 @@ pub mod name {
         GENERATIONS,
         FLOWS,
         FLOW_EVENTS,
+        CGROUPS,
+        SERVICES,
+        CONNECTING,
+        OPENED_TO,
     ];
 }
 
@@ -66,6 +78,15 @@ pub mod capacity {
     /// Bytes of the ring of events: some 7,000 of them, of connections that open or end between two looks of the
     /// agent.
     pub const FLOW_EVENT_BYTES: u32 = 1 << 20;
+    /// Pods that are balanced at connect time.
+    pub const CGROUPS: u32 = 4096;
+    /// Addresses and ports of services that have endpoints on this node.
+    pub const SERVICES: u32 = 8192;
+    /// Sockets between their `connect` and their SYN, in the same system call. Allocated at once (LRU): a socket
+    /// that never sends its SYN leaves its entry behind.
+    pub const CONNECTING: u32 = 4096;
+    /// Connections whose service can be told. Allocated at once (LRU), 2 MB.
+    pub const OPENED_TO: u32 = 16_384;
 }
 
 /// Data-plane cores that can have a listener of their own.

@@ -15,6 +15,8 @@ pub enum Effect {
     Lookup,
     /// Nothing more: something about a passed connection, counted beside the packet's own outcome.
     Passage,
+    /// Nothing yet: no packet was sent.
+    Connect,
 }
 
 macro_rules! outcomes {
@@ -99,6 +101,12 @@ outcomes! {
     NoListener = "lookup_no_listener", Lookup;
     /// `pick_listener` left the look-up alone.
     NotSteered = "lookup_not_steered", Lookup;
+    /// A pod connects to a service and was given an endpoint on its node.
+    ConnectLocal = "connect_same_node", Connect;
+    /// A pod connects to a service with endpoints on its node, and the agent is to choose among the others.
+    ConnectElsewhere = "connect_elsewhere", Connect;
+    /// A pod was to be given an endpoint on its node, which it is itself, or its rules keep it from.
+    ConnectRefused = "connect_left_alone", Connect;
 }
 
 #[cfg(test)]

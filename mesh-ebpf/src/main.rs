@@ -1,14 +1,17 @@
-//! The kernel side of the mesh: two programs that bring the TCP connections of enrolled pods to the agent.
+//! The kernel side of the mesh: programs that bring the TCP connections of enrolled pods to the agent, or straight to
+//! a pod of the same node.
 //!
 //! `steer` runs for every packet that enters the node through a device and puts a mark on those that belong to the
 //! agent; a policy route turns the mark into local delivery. `pick_listener` runs when the kernel then looks for a
-//! listening socket, and names the one of a data-plane core. What they decide is in `mesh_common`, where user
-//! space runs it too.
+//! listening socket, and names the one of a data-plane core. The programs of `connect` run before any packet, when a
+//! pod connects to a service, and may choose the endpoint. What they decide is in `mesh_common`, where user space runs
+//! it too.
 #![no_std]
 #![no_main]
 // One instruction that the compiler does not offer otherwise; see `flows`.
 #![feature(asm_experimental_arch)]
 
+mod connect;
 mod counters;
 mod flows;
 mod listeners;

@@ -32,7 +32,7 @@ pub(crate) fn steer(ctx: TcContext) -> i32 {
     let outcome = decide(&ctx);
     count(outcome);
     match outcome.effect() {
-        Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage => NEXT,
+        Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage | Effect::Connect => NEXT,
         Effect::Capture => TO_STACK,
         Effect::Drop => DROP,
     }

@@ -129,6 +129,7 @@ fn counters(screen: &mut Screen, report: &SteeringReport) -> io::Result<()> {
             Effect::Reset => ("reset", BAD),
             Effect::Lookup => ("looked up", PLAIN),
             Effect::Passage => ("beside", PLAIN),
+            Effect::Connect => ("connected", PLAIN),
         };
         let name = outcome.name().split_once('_').map_or(outcome.name(), |(_, name)| name);
         table.row([Cell::styled(style, effect), name.replace('_', " ").into(), number(packets).into()]);

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::SteeringError;
 use super::devices::{Devices, Link};
+use super::error::chain;
 use super::members::Members;
 use super::pins::{self, Pins};
 use super::programs::{Information, PICK_LISTENER, Programs, STEER};
@@ -78,6 +79,11 @@ impl Attachments {
 
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// The programs, and where what they are attached to is pinned.
+    pub(super) fn programs_and_pins(&mut self) -> (&mut Programs, &Pins) {
+        (&mut self.programs, &self.pins)
     }
 
     /// Attaches `pick_listener` to this network namespace, unless that is done.
@@ -245,17 +251,6 @@ fn adopt(program: &mut SchedClassifier, pin: &Path, device: u32) -> bool {
 fn is_invalid(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(SyscallError { io_error, .. })
         if io_error.kind() == ErrorKind::InvalidInput)
-}
-
-/// An error with its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Detaches everything that is pinned or noted below `directory`.

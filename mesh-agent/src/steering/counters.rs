@@ -12,9 +12,9 @@ pub struct Count {
     /// The end: stable names, the first word says what it does to the packet.
     pub outcome: &'static str,
     /// What it does to the packet: `pass`, `capture`, `drop` or `reset`; `lookup` counts look-ups for a listener
-    /// instead, `passage` what happens to passed connections besides.
+    /// instead, `passage` what happens to passed connections besides, `connect` what becomes of sockets at connect time.
     pub effect: &'static str,
-    /// Packets, or look-ups.
+    /// Packets, look-ups or sockets.
     pub packets: u64,
 }
 
@@ -32,6 +32,7 @@ pub(super) fn read(maps: &Maps) -> Result<Vec<Count>, SteeringError> {
                     Effect::Reset => "reset",
                     Effect::Lookup => "lookup",
                     Effect::Passage => "passage",
+                    Effect::Connect => "connect",
                 },
                 packets: maps.count(index)?,
             })

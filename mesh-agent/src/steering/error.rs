@@ -38,7 +38,7 @@ pub enum SteeringError {
     Attach {
         /// Its name.
         program: &'static str,
-        /// Device or network namespace.
+        /// Device, network namespace or cgroup.
         target: String,
         /// Why not.
         reason: String,
@@ -72,4 +72,15 @@ impl SteeringError {
     pub(super) fn map(map: &'static str) -> impl Fn(aya::maps::MapError) -> Self {
         move |source| Self::Map { map, source }
     }
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -7,6 +7,7 @@
 //!     links/steer-<ifindex>     one for each device, with tcx
 //!     clsact-filter/<ifindex>/  an empty directory, without tcx: our filter is there
 //!     clsact-qdisc/<ifindex>/   an empty directory: and the queueing discipline is ours to remove
+//!     cgroups/<number>/connect4 ...    links of one pod's cgroup
 //! ```
 
 use std::fs;
@@ -24,6 +25,7 @@ const MAPS: &str = "maps-";
 const LINKS: &str = "links";
 const CLSACT_FILTERS: &str = "clsact-filter";
 const CLSACT_QDISCS: &str = "clsact-qdisc";
+const CGROUPS: &str = "cgroups";
 const STEER: &str = "steer-";
 
 /// The pin directory of this agent.
@@ -117,6 +119,23 @@ impl Pins {
         })
     }
 
+    /// Directory of the links of a cgroup, which is made.
+    pub(super) fn cgroup(&self, number: u64) -> Result<PathBuf, SteeringError> {
+        let directory = self.root.join(CGROUPS).join(number.to_string());
+        fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
+        Ok(directory)
+    }
+
+    /// Cgroups that have links.
+    pub(super) fn cgroups(&self) -> Vec<u64> {
+        names(&self.root.join(CGROUPS)).iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Removes the links of a cgroup.
+    pub(super) fn forget_cgroup(&self, number: u64) -> Result<(), SteeringError> {
+        remove_tree(&self.root.join(CGROUPS).join(number.to_string()))
+    }
+
     /// Removes the maps of other ABIs. To be called when no program uses them any more.
     pub(super) fn remove_other_maps(&self) -> Result<(), SteeringError> {
         let ours = self.maps();
@@ -133,6 +152,7 @@ impl Pins {
             return Ok(Vec::new());
         }
         // Links first: a program must not outlive the maps' names by more than this.
+        remove_tree(&self.root.join(CGROUPS))?;
         remove_tree(&self.links())?;
         remove_tree(&self.root)?;
         Ok(vec![self.root.clone()])

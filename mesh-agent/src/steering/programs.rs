@@ -1,17 +1,20 @@
 //! The kernel programs: loading them, and what the kernel tells of them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use aya::programs::{SchedClassifier, SkLookup, TestRun as _};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, SockOps, TestRun as _};
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use serde::Serialize;
 
 use super::SteeringError;
+use super::connect::ConnectMaps;
+use super::error::chain;
 use super::maps::Maps;
 use super::passage::Passages;
 use super::pins::Pins;
@@ -22,9 +25,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 pub(super) const STEER: &str = "steer";
 pub(super) const PICK_LISTENER: &str = "pick_listener";
 
-/// Both programs, loaded.
+/// The programs of a pod's cgroup: those that choose and name endpoints, and the one that remembers.
+const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+const OPENING: &str = "opening";
+
+/// All programs, loaded.
 pub(super) struct Programs {
     object: Ebpf,
+    /// Why the kernel does not take the programs of cgroups. The node can do without them.
+    no_cgroup_programs: Option<String>,
 }
 
 /// A loaded program, as the kernel describes it.
@@ -69,7 +78,7 @@ impl RunTimeStatistics {
 }
 
 /// Loads the programs on the pinned maps, making those that are not there.
-pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages), SteeringError> {
+pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages, ConnectMaps), SteeringError> {
     let mut object = EbpfLoader::new()
         // The programs read no kernel structure whose layout varies, so the kernel's own type information,
         // megabytes to parse, is not needed.
@@ -78,13 +87,15 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages), SteeringEr
         .load(OBJECT)?;
     let maps = Maps::take(&mut object)?;
     let passages = Passages::adopt(&mut object)?;
-    let mut programs = Programs { object };
+    let connect = ConnectMaps::take(&mut object)?;
+    let mut programs = Programs { object, no_cgroup_programs: None };
     programs.steer()?.load().map_err(|source| SteeringError::Program { name: STEER, source })?;
     programs
         .pick_listener()?
         .load()
         .map_err(|source| SteeringError::Program { name: PICK_LISTENER, source })?;
-    Ok((programs, maps, passages))
+    programs.no_cgroup_programs = programs.load_cgroup_programs().err().map(|error| chain(&error));
+    Ok((programs, maps, passages, connect))
 }
 
 impl Programs {
@@ -115,10 +126,61 @@ impl Programs {
         ran.map(drop).map_err(|source| SteeringError::Program { name: STEER, source })
     }
 
-    /// What the kernel tells of both.
+    /// Why no program can be attached to a cgroup; `None` where they can.
+    pub(super) fn no_cgroup_programs(&self) -> Option<&str> {
+        self.no_cgroup_programs.as_deref()
+    }
+
+    fn load_cgroup_programs(&mut self) -> Result<(), SteeringError> {
+        for name in SOCKET_PROGRAMS {
+            self.socket_program(name)?.load().map_err(|source| SteeringError::Program { name, source })?;
+        }
+        self.opening()?.load().map_err(|source| SteeringError::Program { name: OPENING, source })
+    }
+
+    /// Attaches all programs of cgroups to one; a link for each name.
+    pub(super) fn attach_to_cgroup(
+        &mut self,
+        cgroup: &File,
+    ) -> Result<Vec<(&'static str, FdLink)>, SteeringError> {
+        let failed = |program: &'static str, error: &(dyn std::error::Error + 'static)| SteeringError::Attach {
+            program,
+            target: "the cgroup".to_owned(),
+            reason: chain(error),
+        };
+        // Not `AllowMultiple`: links always stand beside others, and older kernels refuse the flag.
+        let mode = CgroupAttachMode::Single;
+        let mut links = Vec::new();
+        for name in SOCKET_PROGRAMS {
+            let program = self.socket_program(name)?;
+            let link = program.attach(cgroup, mode).and_then(|id| program.take_link(id));
+            let link = link.map_err(|error| failed(name, &error))?;
+            links.push((name, FdLink::try_from(link).map_err(|error| failed(name, &error))?));
+        }
+        let program = self.opening()?;
+        let link = program.attach(cgroup, mode).and_then(|id| program.take_link(id));
+        let link = link.map_err(|error| failed(OPENING, &error))?;
+        links.push((OPENING, FdLink::try_from(link).map_err(|error| failed(OPENING, &error))?));
+        Ok(links)
+    }
+
+    fn socket_program(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, SteeringError> {
+        let program = self.object.program_mut(name).and_then(|program| program.try_into().ok());
+        program.ok_or(SteeringError::Missing(name))
+    }
+
+    fn opening(&mut self) -> Result<&mut SockOps, SteeringError> {
+        let program = self.object.program_mut(OPENING).and_then(|program| program.try_into().ok());
+        program.ok_or(SteeringError::Missing(OPENING))
+    }
+
+    /// What the kernel tells of all that are loaded.
     pub(super) fn report(&self) -> Result<Vec<ProgramReport>, SteeringError> {
+        let of_cgroups = SOCKET_PROGRAMS.map(|name| (name, "cgroup_sock_addr"));
+        let of_cgroups = of_cgroups.into_iter().chain([(OPENING, "sock_ops")]);
         [(STEER, "sched_cls"), (PICK_LISTENER, "sk_lookup")]
             .into_iter()
+            .chain(of_cgroups.filter(|_| self.no_cgroup_programs.is_none()))
             .map(|(name, kind)| {
                 let program = self.object.program(name).ok_or(SteeringError::Missing(name))?;
                 let failed = |source| SteeringError::Program { name, source };
