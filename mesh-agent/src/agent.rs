@@ -26,13 +26,14 @@ use tracing::{info, warn};
 
 use crate::admin::{self, AdminSocket, AdminState, AgentFacts};
 use crate::config::client::{ConfigClient, ConfigState};
+use crate::connect_time::{self, Balancer, ConnectTime};
 use crate::enrolment::control::{self, ControlSource};
 use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
-use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs};
+use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch};
 use crate::steering::host::capabilities::{self, Loader};
 use crate::steering::host::instance::InstanceLock;
 use crate::steering::host::{self, HostSettings, HostState, kernel};
@@ -133,6 +134,7 @@ async fn serve_pods(
     let (snapshot, config) = (client.snapshot(), client.state());
     let config_ready = config.clone();
     let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
+    let connect_time = Arc::new(ConnectTime::default());
 
     // The data plane, without connections yet.
     let proxy_settings = proxy_settings(&settings);
@@ -140,6 +142,7 @@ async fn serve_pods(
     let inputs = ProxyInputs {
         snapshot: Arc::clone(&snapshot),
         pods: Arc::clone(&pods),
+        connect_time: Arc::clone(&connect_time),
         observer: Arc::clone(&telemetry) as _,
     };
     let workers = proxy_settings.workers.get();
@@ -162,6 +165,7 @@ async fn serve_pods(
         facts: AgentFacts { node: settings.node.node_name.clone(), workers, started },
         mesh: Arc::clone(&snapshot),
         pods: Arc::clone(&pods),
+        connect_time: Arc::clone(&connect_time),
         telemetry: Arc::clone(&telemetry),
         log,
         steering: Arc::new(inspect::Kernel::new(
@@ -182,6 +186,7 @@ async fn serve_pods(
 
     // Those who keep it all up to date.
     let source = pod_source(&settings, &snapshot, statuses.clone()).await?;
+    let balanced = statuses.clone();
     let (desired, desired_pods) = watch::channel(DesiredPods::default());
     let named = desired_pods.clone();
     let located = NetlinkDevices::open().context("cannot watch the devices of pods")?;
@@ -197,6 +202,15 @@ async fn serve_pods(
     tokio::select! {
         result = everything_is_there(config_ready, named, statuses) => {
             result?;
+            // After the pods: until all are known, what an agent before attached to theirs stays.
+            match settings.connect_time_balancing {
+                Switch::On => {
+                    let root = settings.cgroup_root.clone().or_else(connect_time::mount_point);
+                    let balancer = Balancer::new(steering.clone(), snapshot, pods, connect_time, root);
+                    tasks.spawn(stop.clone().run_until_cancelled_owned(balancer.run(balanced)));
+                }
+                Switch::Off => connect_time::remove(&steering),
+            }
             steering.set_listeners(&core_listeners(proxy.listeners(), workers))?;
             listening.store(proxy.listeners().len(), Ordering::Relaxed);
             info!(elapsed = ?started.elapsed(), "ready");

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod agent;
 pub mod config;
+pub mod connect_time;
 pub mod enrolment;
 pub mod identity;
 pub mod meshctl;

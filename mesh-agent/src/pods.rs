@@ -46,6 +46,8 @@ pub struct LocalPod {
     pub name: Arc<str>,
     /// Pod namespace.
     pub namespace: Arc<str>,
+    /// The uid by which the kubelet names its cgroup; `None` for a pod that no kubelet runs, as far as is known.
+    pub kubernetes_uid: Option<Arc<str>>,
     /// Kubernetes service account, the base of the pod's identity.
     pub service_account: Arc<str>,
     /// All addresses of the pod, IPv4 and IPv6.

@@ -42,6 +42,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::config::SharedSnapshot;
+use crate::connect_time::ConnectTime;
 use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
@@ -60,6 +61,8 @@ pub struct ProxyInputs {
     pub snapshot: Arc<SharedSnapshot>,
     /// The pods of this node.
     pub pods: Arc<ArcSwap<LocalPods>>,
+    /// What the kernel balances by itself.
+    pub connect_time: Arc<ConnectTime>,
     /// Who hears of connections.
     pub observer: Arc<dyn ConnectionObserver>,
 }
@@ -116,6 +119,7 @@ impl Proxy {
             settings: Arc::new(settings),
             snapshot: inputs.snapshot,
             pods: inputs.pods,
+            connect_time: inputs.connect_time,
             observer: inputs.observer,
         };
         let phase = watch::Sender::new(Phase::Serving);

@@ -49,6 +49,16 @@ pub enum AccessLogFormat {
     Json,
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// What a pod that does not say itself gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -143,6 +153,15 @@ pub struct RunArgs {
     /// What becomes of a pod's new connections while no agent runs, unless the pod says itself.
     #[arg(long, env = "MESH_FAILURE_MODE", value_enum, default_value = "open")]
     pub failure_mode: DefaultFailureMode,
+
+    /// Whether the kernel balances connections to services when they are opened, and sends those that fall to a pod of
+    /// this node straight there.
+    #[arg(long, env = "MESH_CONNECT_TIME_BALANCING", value_enum, default_value = "on")]
+    pub connect_time_balancing: Switch,
+
+    /// Directory of the cgroup2 hierarchy below which this node's pods are; where cgroup2 is mounted, by default.
+    #[arg(long, env = "MESH_CGROUP_ROOT", value_name = "DIRECTORY")]
+    pub cgroup_root: Option<PathBuf>,
 
     /// Unix socket for meshctl; in the run directory by default.
     #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH")]

@@ -1,4 +1,5 @@
-//! A cgroup for every machine of a lab, where the kernel offers cgroup2: `mesh-lab/<lab>/<node>/<pod>`.
+//! A cgroup for every machine of a lab, where the kernel offers cgroup2: `mesh-lab/<lab>/<node>/pod<namespace>_<name>`, which is
+//! also how the agent finds the cgroups of pods that no kubelet runs.
 //!
 //! Programs are moved in before they run, so cgroup programs see them from their first system call, and `cgroup.kill` ends a whole
 //! lab at once, also what has left its process group. Pods are below their node, so that a node's agent can attach to its part.

@@ -332,7 +332,8 @@ impl Lab {
             namespace: pod.namespace.clone(),
             device: pod.device.clone(),
         };
-        self.make(&pod.name, kind, pod.addresses, &[&node.name, &pod.name], namespace)
+        let cgroup = format!("pod{}_{}", pod.namespace, pod.name);
+        self.make(&pod.name, kind, pod.addresses, &[&node.name, &cgroup], namespace)
     }
 
     /// Makes or opens the namespace of one machine, and names its cgroup.

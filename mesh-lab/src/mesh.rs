@@ -340,6 +340,9 @@ impl Mesh {
             .arg(self.access_log(node))
             .args(&self.agent_arguments)
             .log_to(self.agent_log(node));
+        if let Some(root) = machine.cgroup() {
+            program = program.arg("--cgroup-root").arg(root);
+        }
         if self.detached {
             program = program.detached();
         }

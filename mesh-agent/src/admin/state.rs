@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::api::{Check, ConfigStatus, PodState, SteeringReport};
 use crate::config::SharedSnapshot;
+use crate::connect_time::ConnectTime;
 use crate::pods::LocalPods;
 use crate::telemetry::logging::LogControl;
 use crate::telemetry::{Direction, Telemetry};
@@ -98,6 +99,8 @@ pub struct AdminState {
     pub mesh: Arc<SharedSnapshot>,
     /// The node's pods.
     pub pods: Arc<ArcSwap<LocalPods>>,
+    /// What the kernel balances by itself.
+    pub connect_time: Arc<ConnectTime>,
     /// Connections and their metrics.
     pub telemetry: Arc<Telemetry>,
     /// The agent's own log.

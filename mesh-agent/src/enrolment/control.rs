@@ -68,6 +68,7 @@ fn pod(workload: &Workload, default_mode: FailureMode) -> LocalPod {
         uid: Arc::clone(&workload.uid),
         name: Arc::clone(&workload.name),
         namespace: Arc::clone(&workload.namespace),
+        kubernetes_uid: None,
         service_account: Arc::clone(&workload.service_account),
         addresses: workload.addresses.clone(),
         device: None,

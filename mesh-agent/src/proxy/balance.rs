@@ -48,13 +48,15 @@ impl Tried {
     }
 }
 
-/// Chooses an endpoint that is `usable` and not yet tried, of the first tier that has one.
+/// Chooses an endpoint that is `usable` and not yet tried, of the first tier that has one; of those in a tier that are
+/// `reserved` only if there is no other.
 pub(super) fn choose<'a>(
     service: &'a ServiceEntry,
     tried: &Tried,
     now: Instant,
     rng: &mut Rng,
     usable: impl Fn(&Endpoint) -> bool,
+    reserved: impl Fn(&Endpoint) -> bool,
 ) -> Option<(Position, &'a Endpoint)> {
     // Rather a distant endpoint than one that just failed; rather one that just failed than none.
     for with_ejected in [false, true] {
@@ -64,7 +66,9 @@ pub(super) fn choose<'a>(
                     && !tried.contains(Position { tier: number, index })
                     && usable(endpoint)
             };
-            if let Some((index, endpoint)) = less_busy_of_two(tier, rng, candidate) {
+            let free = |index: usize, endpoint: &Endpoint| candidate(index, endpoint) && !reserved(endpoint);
+            let chosen = less_busy_of_two(tier, rng, free);
+            if let Some((index, endpoint)) = chosen.or_else(|| less_busy_of_two(tier, rng, candidate)) {
                 return Some((Position { tier: number, index }, endpoint));
             }
         }

@@ -42,6 +42,14 @@ impl Identified {
         self.decision.is_usable(&self.snapshot, endpoint, accepted.original_destination)
     }
 
+    /// The endpoints of the service that the client, had it drawn one of them, would have reached without the agent.
+    pub(super) fn left_to_kernel(&self, worker: &Worker, accepted: &Accepted) -> Vec<SocketAddr> {
+        let client = self.decision.pod.as_ref().filter(|_| self.decision.direction == Direction::Outbound);
+        client
+            .map(|pod| worker.connect_time.left_to_kernel(pod, accepted.original_destination))
+            .unwrap_or_default()
+    }
+
     /// How to reach an endpoint of the service the connection was opened to.
     pub(super) fn endpoint_upstream(
         &self,
@@ -81,7 +89,16 @@ pub(super) struct Refused {
 pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
     let snapshot = worker.snapshot.load();
     let pods = worker.pods.load_full();
-    let decision = decision::decide(&snapshot, &pods, accepted.client, accepted.original_destination);
+    let (client, destination) = (accepted.client, accepted.original_destination);
+    let mut decision = decision::decide(&snapshot, &pods, client, destination);
+    if decision.service.is_none()
+        && decision.direction == Direction::Outbound
+        && pods.enrolled_by_address(destination.ip()).is_some()
+        && let Some(service) = worker.connect_time.opened_to(client, destination)
+    {
+        // The kernel chose this pod for a service
+        decision.service = snapshot.service_by_address(service.ip()).map(|entry| Arc::clone(&entry.service));
+    }
     if let Err(Refusal::DialledDirectly) = decision.outcome {
         // Nobody's traffic: counted, but not reported as a connection of the mesh.
         tracing::debug!(client = %accepted.client, "connection to the listener itself refused");

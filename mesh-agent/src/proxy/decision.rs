@@ -27,7 +27,9 @@ mod tunnel;
 mod upstream;
 
 use tunnel::{behind_gateway, waypoint_of};
-use upstream::{Client, endpoint_address, upstream};
+use upstream::{Client, upstream};
+
+pub(crate) use upstream::endpoint_address;
 
 pub use tunnel::TunnelPath;
 
@@ -465,7 +467,7 @@ impl Decision {
 }
 
 /// Whether an endpoint can be reached for `service`.
-fn check_endpoint(
+pub(crate) fn check_endpoint(
     snapshot: &Snapshot,
     service: &Service,
     endpoint: &Endpoint,

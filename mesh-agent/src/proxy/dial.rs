@@ -108,13 +108,18 @@ async fn dial_service(
     let settings = &worker.settings;
     let max_attempts = u32::try_from(settings.max_attempts).unwrap_or(u32::MAX);
     let upstream_of = |endpoint: &Endpoint| identified.endpoint_upstream(accepted, endpoint);
+    // What this client's kernel sends there straight is not sent there by the agent as well
+    let left = identified.left_to_kernel(worker, accepted);
+    let reserved = |endpoint: &Endpoint| {
+        !left.is_empty() && upstream_of(endpoint).is_ok_and(|upstream| left.contains(&upstream.address))
+    };
     let mut rng = Rng::new();
     let mut tried = Tried::default();
     let mut failed = DialError { attempts: 0, last: None };
     while failed.attempts < max_attempts && Instant::now() < deadline {
         // Choose
         let usable = |endpoint: &Endpoint| identified.is_usable(accepted, endpoint);
-        let Some((position, endpoint)) = balance::choose(entry, &tried, Instant::now(), &mut rng, usable)
+        let Some((position, endpoint)) = balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
         else {
             break;
         };

@@ -73,6 +73,7 @@ pub(super) fn pod(workload: &Workload, enrolled: bool) -> LocalPod {
         uid: Arc::clone(&workload.uid),
         name: Arc::clone(&workload.name),
         namespace: Arc::clone(&workload.namespace),
+        kubernetes_uid: None,
         service_account: Arc::clone(&workload.service_account),
         addresses: workload.addresses.clone(),
         device: None,

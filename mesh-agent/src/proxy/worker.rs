@@ -23,6 +23,7 @@ use super::relay::BufferPool;
 use super::settings::ProxySettings;
 use super::socket::Stream;
 use crate::config::SharedSnapshot;
+use crate::connect_time::ConnectTime;
 use crate::pods::LocalPods;
 use crate::telemetry::{ConnectionObserver, Incident};
 
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     pub(super) settings: Arc<ProxySettings>,
     pub(super) snapshot: Arc<SharedSnapshot>,
     pub(super) pods: Arc<ArcSwap<LocalPods>>,
+    pub(super) connect_time: Arc<ConnectTime>,
     pub(super) observer: Arc<dyn ConnectionObserver>,
     pub(super) limits: Arc<Limits>,
 }

@@ -162,6 +162,7 @@ impl Mesh {
         let inputs = ProxyInputs {
             snapshot: store.shared(),
             pods: Arc::clone(&pods),
+            connect_time: Arc::default(),
             observer: Arc::clone(&recorder) as Arc<dyn ConnectionObserver>,
         };
         let proxy = Proxy::start(settings, inputs).unwrap();
@@ -195,6 +196,7 @@ impl Mesh {
             uid: uid(name).into(),
             name: name.into(),
             namespace: "shop".into(),
+            kubernetes_uid: None,
             service_account: "default".into(),
             addresses: addresses.iter().map(|text| address(text)).collect(),
             device: None,

@@ -99,6 +99,7 @@ impl Node {
             uid: format!("test//Pod/default/{name}").into(),
             name: name.into(),
             namespace: "default".into(),
+            kubernetes_uid: None,
             service_account: "default".into(),
             addresses: self.machine(name).addresses().iter().collect(),
             device: Some(PodDevice { index, name: device }),

@@ -7,6 +7,7 @@ fn pod(name: &str, address: &str) -> LocalPod {
         uid: name.into(),
         name: name.into(),
         namespace: "ns".into(),
+        kubernetes_uid: None,
         service_account: "default".into(),
         addresses: vec![address.parse().unwrap()],
         device: None,

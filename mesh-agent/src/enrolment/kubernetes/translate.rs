@@ -15,6 +15,9 @@ const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Put there by Istio's injector: the pod has a proxy of its own, and its traffic must not pass two.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
+/// Of static pods and their mirrors: the kubelet's uid of the pod.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
 /// Translates whole sets of pods, and remembers the last one for its good values.
 pub(super) struct Translator {
     settings: KubernetesSettings,
@@ -69,6 +72,7 @@ impl Translator {
             uid,
             name: pod.name_any().into(),
             namespace: pod.namespace().unwrap_or_default().into(),
+            kubernetes_uid: kubelet_uid(pod),
             service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
             addresses,
             device: None,
@@ -83,6 +87,12 @@ impl Translator {
 /// The uid that the control server gives the same pod.
 pub(super) fn uid(cluster: &str, pod: &Pod) -> Arc<str> {
     format!("{cluster}//Pod/{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()).into()
+}
+
+/// The uid the kubelet knows the pod by. That of a static pod is a hash of its manifest; the API's is its mirror's.
+fn kubelet_uid(pod: &Pod) -> Option<Arc<str>> {
+    let of_static_pod = pod.annotations().get(CONFIG_HASH);
+    of_static_pod.or(pod.metadata.uid.as_ref()).map(|uid| uid.as_str().into())
 }
 
 fn enrolled(pod: &Pod, namespace: Option<&BTreeMap<String, String>>, problems: &mut Vec<String>) -> bool {

@@ -70,6 +70,7 @@ fn pod(name: &str, address: &str, enrolled: bool) -> Arc<LocalPod> {
         uid: format!("c//Pod/ns/{name}").into(),
         name: name.into(),
         namespace: "ns".into(),
+        kubernetes_uid: None,
         service_account: "default".into(),
         addresses: vec![address.parse().unwrap()],
         device: Some(PodDevice { index: 7, name: "veth7".into() }),

@@ -35,7 +35,7 @@ fn shares(entry: &ServiceEntry, count: usize, now: Instant) -> HashMap<String, f
     let mut rng = Rng::with_seed(7);
     let mut chosen = HashMap::new();
     for _ in 0..count {
-        let (_, endpoint) = choose(entry, &Tried::default(), now, &mut rng, |_| true).unwrap();
+        let (_, endpoint) = choose(entry, &Tried::default(), now, &mut rng, |_| true, |_| false).unwrap();
         *chosen.entry(name(endpoint)).or_insert(0.0) += 1.0 / count as f64;
     }
     chosen
@@ -66,7 +66,7 @@ proptest! {
         let total: u32 = weights.iter().sum();
         for _ in 0..total * 50 {
             let (_, endpoint) =
-                choose(entry(&snapshot), &Tried::default(), Instant::now(), &mut rng, |_| true).unwrap();
+                choose(entry(&snapshot), &Tried::default(), Instant::now(), &mut rng, |_| true, |_| false).unwrap();
             open.push(endpoint.load.enter());
         }
         for endpoint in entry(&snapshot).endpoints.values() {
@@ -83,7 +83,7 @@ proptest! {
         let mut tried = Tried::default();
         let mut seen = Vec::new();
         while let Some((position, endpoint)) =
-            choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true)
+            choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true, |_| false)
         {
             tried.add(position);
             seen.push(name(endpoint));
@@ -114,7 +114,7 @@ fn the_nearest_tier_is_used_up_before_the_next() {
     let mut tried = Tried::default();
     let mut nodes = Vec::new();
     while let Some((position, endpoint)) =
-        choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true)
+        choose(entry(&snapshot), &tried, Instant::now(), &mut rng, |_| true, |_| false)
     {
         tried.add(position);
         nodes.push(endpoint.workload.node.to_string());

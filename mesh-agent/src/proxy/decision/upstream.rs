@@ -16,7 +16,7 @@ pub(super) struct Client<'a> {
 }
 
 /// The address of `endpoint` for a port of its service, of the family of `wanted` if it has one of that.
-pub(super) fn endpoint_address(
+pub(crate) fn endpoint_address(
     service: &Service,
     endpoint: &Endpoint,
     port: u16,

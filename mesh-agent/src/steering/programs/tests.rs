@@ -48,7 +48,8 @@ impl Bench {
         let bpffs = TempDir::new().unwrap();
         mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), None::<&Path>).unwrap();
         let pins = Pins::open(&bpffs.path().join("agent")).unwrap();
-        let (programs, mut maps, passages) = load(&pins).unwrap();
+        let (programs, mut maps, passages, _) = load(&pins).unwrap();
+        assert_eq!(programs.no_cgroup_programs(), None);
         maps.set_config(Config { mark_mask: 0x3000, capture_mark: 0x1000, agent_mark: 0x2000, listeners: 0 })
             .unwrap();
         let pod = Pod { id: 1, flags: ENROLLED, device: DEVICE, rules: 0 };

@@ -67,6 +67,7 @@ fn a_mistake_is_named_and_leaves_the_last_good_value() {
         uid: "a".into(),
         name: "a".into(),
         namespace: "ns".into(),
+        kubernetes_uid: None,
         service_account: "default".into(),
         addresses: vec![],
         device: None,
