@@ -182,11 +182,8 @@ impl Balancer {
             let Some(address) = pod.addresses.first() else { return false };
             PodCgroup::at(&cgroup.path, *address).as_ref() == Some(cgroup)
         });
-        let missing: Vec<_> = pods
-            .iter()
-            .filter(|pod| pod.enrolled && !self.cgroups.contains_key(&pod.uid))
-            .cloned()
-            .collect();
+        let missing: Vec<_> =
+            pods.iter().filter(|pod| pod.enrolled && !self.cgroups.contains_key(&pod.uid)).cloned().collect();
         let Some(root) = self.root.clone().filter(|_| !missing.is_empty()) else { return };
         if !self.search.is_due(Instant::now()) {
             return;

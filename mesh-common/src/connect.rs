@@ -100,9 +100,11 @@ pub struct Replaced {
     pub service: ServicePort,
     /// The endpoint it is being connected to.
     pub endpoint: ServicePort,
+    /// The socket's port in host order, once it has one.
+    pub source_port: u32,
 }
 
-const _: () = assert!(size_of::<Replaced>() == 40);
+const _: () = assert!(size_of::<Replaced>() == 44);
 
 /// A connection as its client's socket sees it.
 #[repr(C)]
@@ -166,8 +168,11 @@ mod tests {
 
     #[test]
     fn where_all_are_here_one_is_always_drawn() {
-        let mut value =
-            LocalEndpoints { total: u32::MAX, count: 1, endpoints: [LocalEndpoint::NONE; MAX_LOCAL_ENDPOINTS] };
+        let mut value = LocalEndpoints {
+            total: u32::MAX,
+            count: 1,
+            endpoints: [LocalEndpoint::NONE; MAX_LOCAL_ENDPOINTS],
+        };
         value.endpoints[0].until = u32::MAX;
         assert!([0, 1, u32::MAX / 2, u32::MAX].iter().all(|random| value.draw(*random).is_some()));
         value.total = 0;

@@ -15,7 +15,8 @@ mod spread;
 
 pub use address::Address;
 pub use connect::{
-    LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, MAX_LOCAL_ENDPOINTS, Replaced, ServicePort, Tuple, admits,
+    LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, MAX_LOCAL_ENDPOINTS, Replaced, ServicePort, Tuple,
+    admits,
 };
 pub use decision::{Capture, Direction, Flow, Gate, Tables, captures_outbound, gate, judge};
 pub use layout::LAYOUT;

@@ -82,8 +82,8 @@ pub mod capacity {
     pub const CGROUPS: u32 = 4096;
     /// Addresses and ports of services that have endpoints on this node.
     pub const SERVICES: u32 = 8192;
-    /// Sockets between their `connect` and their SYN, in the same system call. Allocated at once (LRU): a socket
-    /// that never sends its SYN leaves its entry behind.
+    /// Sockets between their `connect` and their SYN, in the same system call. Allocated at once (LRU), because nobody
+    /// knows when the last program has read an entry.
     pub const CONNECTING: u32 = 4096;
     /// Connections whose service can be told. Allocated at once (LRU), 2 MB.
     pub const OPENED_TO: u32 = 16_384;

@@ -119,7 +119,8 @@ async fn dial_service(
     while failed.attempts < max_attempts && Instant::now() < deadline {
         // Choose
         let usable = |endpoint: &Endpoint| identified.is_usable(accepted, endpoint);
-        let Some((position, endpoint)) = balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
+        let Some((position, endpoint)) =
+            balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
         else {
             break;
         };

@@ -94,7 +94,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages, ConnectMaps
         .pick_listener()?
         .load()
         .map_err(|source| SteeringError::Program { name: PICK_LISTENER, source })?;
-    programs.no_cgroup_programs = programs.load_cgroup_programs().err().map(|error| chain(&error));
+    programs.no_cgroup_programs = programs.load_cgroup_programs().err().map(|error| error.to_string());
     Ok((programs, maps, passages, connect))
 }
 
@@ -143,10 +143,8 @@ impl Programs {
         &mut self,
         cgroup: &File,
     ) -> Result<Vec<(&'static str, FdLink)>, SteeringError> {
-        let failed = |program: &'static str, error: &(dyn std::error::Error + 'static)| SteeringError::Attach {
-            program,
-            target: "the cgroup".to_owned(),
-            reason: chain(error),
+        let failed = |program: &'static str, error: &(dyn std::error::Error + 'static)| {
+            SteeringError::Attach { program, target: "the cgroup".to_owned(), reason: chain(error) }
         };
         // Not `AllowMultiple`: links always stand beside others, and older kernels refuse the flag.
         let mode = CgroupAttachMode::Single;

@@ -9,6 +9,7 @@
 )]
 
 mod capture;
+mod connect;
 mod devices;
 mod enrolment;
 mod failure;

@@ -32,12 +32,13 @@ pub(super) fn replacing(
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let endpoint = ServicePort::new(endpoint.address, endpoint.port);
-    CONNECTING.insert(cookie, Replaced { service: *service, endpoint }, 0)
+    CONNECTING.insert(cookie, Replaced { service: *service, endpoint, source_port: 0 }, 0)
 }
 
 /// A socket of the pod is about to send its SYN: it has a port now.
 ///
-/// One that was connected as it is takes away what an earlier connection with its addresses and ports left behind.
+/// One that was connected as it is takes away what an earlier connection with its addresses and ports left behind. While
+/// an agent takes over from another, this runs twice for a socket and must do the same again: the entry stays.
 #[sock_ops]
 pub(crate) fn opening(ctx: SockOpsContext) -> u32 {
     if ctx.op() != BPF_SOCK_OPS_TCP_CONNECT_CB {
@@ -46,20 +47,24 @@ pub(crate) fn opening(ctx: SockOpsContext) -> u32 {
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let tuple = tuple(&ctx);
-    // SAFETY: an entry is its socket's alone, and the socket is busy here.
-    let replaced = unsafe { CONNECTING.get(cookie) };
-    // A socket may have failed to connect to an endpoint, and then been connected to something else.
+    // A socket may have been connected to an endpoint before, or failed to be, and now to something else.
     let reached = ServicePort::new(tuple.destination, tuple.destination_port);
-    if let Some(replaced) = replaced.filter(|replaced| replaced.endpoint == reached) {
+    let port = tuple.source_port as u32;
+    // SAFETY: an entry is its socket's alone, and the socket is busy here.
+    let replaced = CONNECTING.get_ptr_mut(cookie).map(|replaced| unsafe { &mut *replaced });
+    let applies = |replaced: &&mut Replaced| {
+        replaced.endpoint == reached && (replaced.source_port == 0 || replaced.source_port == port)
+    };
+    if let Some(replaced) = replaced.filter(applies) {
+        replaced.source_port = port;
         let _ = OPENED_TO.insert(tuple, replaced.service, 0);
-        let _ = CONNECTING.remove(cookie);
     } else if OPENED_TO.get_ptr(tuple).is_some() {
         let _ = OPENED_TO.remove(tuple);
     }
     NO_ANSWER
 }
 
-/// Reads a field of the context, volatile as in `pick_listener`.
+/// Reads a field of the context: volatile and outside of branches, as in `pick_listener`.
 macro_rules! read {
     ($ctx:expr, $($field:tt)+) => {{
         let ops: *const bpf_sock_ops = $ctx.ops;
@@ -68,25 +73,23 @@ macro_rules! read {
     }};
 }
 
+/// Reads an address in both families. The one it is not may be anything.
+macro_rules! addresses {
+    ($ctx:expr, $v4:ident, $v6:ident) => {
+        (
+            Address::v4(read!($ctx, $v4)),
+            Address::v6([read!($ctx, $v6[0]), read!($ctx, $v6[1]), read!($ctx, $v6[2]), read!($ctx, $v6[3])]),
+        )
+    };
+}
+
 #[inline(always)]
 fn tuple(ctx: &SockOpsContext) -> Tuple {
-    let (source, destination) = if read!(ctx, family) == AF_INET6 {
-        (
-            Address::v6([
-                read!(ctx, local_ip6[0]),
-                read!(ctx, local_ip6[1]),
-                read!(ctx, local_ip6[2]),
-                read!(ctx, local_ip6[3]),
-            ]),
-            Address::v6([
-                read!(ctx, remote_ip6[0]),
-                read!(ctx, remote_ip6[1]),
-                read!(ctx, remote_ip6[2]),
-                read!(ctx, remote_ip6[3]),
-            ]),
-        )
-    } else {
-        (Address::v4(read!(ctx, local_ip4)), Address::v4(read!(ctx, remote_ip4)))
+    let (source_v4, source_v6) = addresses!(ctx, local_ip4, local_ip6);
+    let (destination_v4, destination_v6) = addresses!(ctx, remote_ip4, remote_ip6);
+    let (source, destination) = match read!(ctx, family) {
+        AF_INET6 => (source_v6, destination_v6),
+        _ => (source_v4, destination_v4),
     };
     Tuple {
         source,
