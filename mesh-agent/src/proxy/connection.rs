@@ -89,16 +89,7 @@ pub(super) struct Refused {
 pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
     let snapshot = worker.snapshot.load();
     let pods = worker.pods.load_full();
-    let (client, destination) = (accepted.client, accepted.original_destination);
-    let mut decision = decision::decide(&snapshot, &pods, client, destination);
-    if decision.service.is_none()
-        && decision.direction == Direction::Outbound
-        && pods.enrolled_by_address(destination.ip()).is_some()
-        && let Some(service) = worker.connect_time.opened_to(client, destination)
-    {
-        // The kernel chose this pod for a service
-        decision.service = snapshot.service_by_address(service.ip()).map(|entry| Arc::clone(&entry.service));
-    }
+    let decision = decide(&worker, &accepted, &snapshot, &pods);
     if let Err(Refusal::DialledDirectly) = decision.outcome {
         // Nobody's traffic: counted, but not reported as a connection of the mesh.
         tracing::debug!(client = %accepted.client, "connection to the listener itself refused");
@@ -111,6 +102,20 @@ pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
         Direction::Outbound => outbound::serve(worker, accepted, identified).await,
         Direction::Inbound => inbound::serve(worker, accepted, identified).await,
     }
+}
+
+/// Decides, and tells the service of a connection whose endpoint the kernel chose.
+fn decide(worker: &Worker, accepted: &Accepted, snapshot: &Snapshot, pods: &LocalPods) -> Decision {
+    let (client, destination) = (accepted.client, accepted.original_destination);
+    let mut decision = decision::decide(snapshot, pods, client, destination);
+    if decision.service.is_none()
+        && decision.direction == Direction::Outbound
+        && pods.enrolled_by_address(destination.ip()).is_some()
+        && let Some(service) = worker.connect_time.opened_to(client, destination)
+    {
+        decision.service = snapshot.service_by_address(service.ip()).map(|entry| Arc::clone(&entry.service));
+    }
+    decision
 }
 
 /// Runs `dial` while there is a client to dial for: until that resets the connection. A client that only ended its
