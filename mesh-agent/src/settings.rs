@@ -14,8 +14,11 @@ use tonic::transport::Uri;
 use crate::config::LocalNode;
 use crate::pods::FailureMode;
 
+mod identity;
 #[cfg(test)]
 mod tests;
+
+pub use identity::IdentityArgs;
 
 /// Where the agent learns which pods the node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -145,6 +148,10 @@ pub struct RunArgs {
     /// File with the bearer token for the control server, read anew for each connection.
     #[arg(long, env = "MESH_CONTROL_TOKEN_FILE", value_name = "FILE")]
     pub control_token_file: Option<PathBuf>,
+
+    /// Who pods are, and whom they trust.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
 
     /// Where the agent learns which pods the node has.
     #[arg(long, env = "MESH_POD_SOURCE", value_enum, default_value = "kubernetes")]
@@ -300,6 +307,7 @@ impl RunArgs {
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let mut problems = Vec::new();
         self.node.check(&mut problems);
+        self.identity.check(&mut problems);
         for server in &self.control_servers {
             if let Err(reason) = control_server(server) {
                 problems.push(format!("--control-server {server:?}: {reason}"));
@@ -339,7 +347,7 @@ impl RunArgs {
             name: self.node.node_name.as_str().into(),
             cluster: self.cluster_id.as_str().into(),
             network: self.network.as_str().into(),
-            trust_domain: "cluster.local".into(),
+            trust_domain: self.identity.trust_domain.as_str().into(),
             ..LocalNode::default()
         }
     }

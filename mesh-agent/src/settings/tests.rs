@@ -1,6 +1,8 @@
 use clap::Parser;
+use mesh_xds::transport::{TlsConfig, Transport};
 
 use super::*;
+use crate::identity::IdentitySettings;
 
 #[derive(Parser)]
 struct Cli {
@@ -36,6 +38,11 @@ fn all_problems_are_told_at_once() {
         "--max-connections-per-pod=20",
         "--connect-timeout=0s",
         "--control-token-file=/does/not/exist",
+        "--trust-domain=Cluster.Local",
+        "--trust-domain-alias=old.local,",
+        "--ca-server=https://ca",
+        "--ca-root-cert=/does/not/exist",
+        "--cert-ttl=10ms",
     ])
     .unwrap();
     let told = settings.validate().unwrap_err().to_string();
@@ -48,9 +55,33 @@ fn all_problems_are_told_at_once() {
         "--max-connections-per-pod 20 is more than --max-connections 10",
         "--connect-timeout 0s: must be longer",
         "--control-token-file /does/not/exist",
+        "--trust-domain \"Cluster.Local\": 1 to 255 lower-case letters",
+        "--trust-domain-alias \"\"",
+        "--ca-server \"https://ca\": names no port",
+        "--ca-root-cert /does/not/exist",
+        "--cert-ttl 10ms: must be a second at least",
     ] {
         assert!(told.contains(part), "{part:?} is not in:\n{told}");
     }
+}
+
+#[test]
+fn certificates_come_from_the_control_servers_unless_told_otherwise() {
+    let control = Transport {
+        tls: Some(TlsConfig { roots: "control.pem".into(), server_name: None }),
+        ..Transport::default()
+    };
+    let roots = |settings: IdentitySettings| settings.transport.tls.unwrap().roots;
+    let servers = ["https://control:15012".to_owned()];
+
+    let default = parse(&[]).unwrap().identity.settings(&servers, &control);
+    assert_eq!((default.servers.as_slice(), &*default.trust_domain), (servers.as_slice(), "cluster.local"));
+    assert_eq!(roots(default), PathBuf::from("control.pem"));
+
+    let told = parse(&["--ca-server=https://a:1,https://b:1", "--ca-root-cert=ca.pem", "--cert-ttl=1h"]);
+    let told = told.unwrap().identity.settings(&servers, &control);
+    assert_eq!((told.servers.len(), told.lifetime), (2, Duration::from_secs(3600)));
+    assert_eq!(roots(told), PathBuf::from("ca.pem"));
 }
 
 #[test]
