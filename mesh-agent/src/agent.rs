@@ -31,6 +31,7 @@ use crate::enrolment::control::{self, ControlSource};
 use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
+use crate::identity::{self, IdentityManager, SystemClock};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
 use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch};
@@ -130,11 +131,19 @@ async fn serve_pods(
     let tasks = TaskTracker::new();
 
     // The mesh as it was last known.
-    let client = ConfigClient::new(&settings, transport(&settings))?;
+    let transport = transport(&settings);
+    let client = ConfigClient::new(&settings, transport.clone())?;
     let (snapshot, config) = (client.snapshot(), client.state());
     let config_ready = config.clone();
     let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
     let connect_time = Arc::new(ConnectTime::default());
+
+    // Who its pods are.
+    let (wanted, wanted_identities) = watch::channel(identity::Wanted::default());
+    let identity_settings = settings.identity.settings(&settings.control_servers, &transport);
+    let trust_domain = Arc::clone(&identity_settings.trust_domain);
+    let (_identities, identity_manager) =
+        IdentityManager::new(&identity_settings, wanted_identities, Arc::new(SystemClock))?;
 
     // The data plane, without connections yet.
     let proxy_settings = proxy_settings(&settings);
@@ -189,11 +198,15 @@ async fn serve_pods(
     let balanced = statuses.clone();
     let (desired, desired_pods) = watch::channel(DesiredPods::default());
     let named = desired_pods.clone();
+    let follow_identities =
+        identity::follow(desired_pods.clone(), statuses.clone(), Arc::clone(&pods), trust_domain, wanted);
     let located = NetlinkDevices::open().context("cannot watch the devices of pods")?;
     let follow_pods = async move {
         tokio::join!(source.run(desired), reconciler.run(desired_pods, located));
     };
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow_pods));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(follow_identities));
+    tasks.spawn(identity_manager.run(stopped(&stop)));
     tasks.spawn(devices.run(stop.clone()));
     tasks.spawn(client.run(stopped(&stop)));
     tasks.close();
