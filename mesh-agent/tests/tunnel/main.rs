@@ -9,6 +9,8 @@
     reason = "test code"
 )]
 
+mod double;
+mod envoy;
 mod flow;
 mod opening;
 mod pooling;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use mesh_agent::identity::{Credentials, Identity, Revocation, RootSource, SystemClock, Trust};
 use mesh_agent::proxy::decision::TunnelPath;
 use mesh_agent::proxy::tunnel::{
-    ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream, Tunnels, relay,
+    Authority as Target, ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream,
+    Tunnels, relay,
 };
 use mesh_agent::proxy::{BufferPool, Marks, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
@@ -118,6 +119,21 @@ pub struct Seen {
 }
 
 impl Agent {
+    /// An agent that connects everything to one server.
+    pub async fn leading_to(
+        credentials: &Arc<Credentials>,
+        settings: &ProxySettings,
+        server: SocketAddr,
+    ) -> Self {
+        let own = settings.clone();
+        let buffers = BufferPool::new(settings.buffer_memory);
+        Self::with(credentials, settings, move |mut request, seen| {
+            request.authority = Target::Address(server);
+            spawn_local(connect(request, seen, own.clone(), Rc::clone(&buffers)));
+        })
+        .await
+    }
+
     /// An agent that connects whatever is asked for.
     pub async fn start(credentials: &Arc<Credentials>, settings: &ProxySettings) -> Self {
         let settings = settings.clone();
