@@ -219,7 +219,7 @@ impl Authority {
             issuer = signer.certificate().subject,
             expires = clock::rfc3339(signer.certificate().not_after),
             roots = signer.roots().len(),
-            ?phase,
+            rotation = phase.map(|phase| phase.name()),
             "the certificate authority signs"
         );
         self.metrics.authority.set_signer(&signer, phase);

@@ -72,9 +72,6 @@ pub struct ServeArgs {
         default_values = ["localhost", "mesh-control", "mesh-control.mesh-system", "mesh-control.mesh-system.svc", "mesh-control.mesh-system.svc.cluster.local"]
     )]
     pub tls_names: Vec<SanType>,
-    /// The certificate authority.
-    #[command(flatten)]
-    pub authority: AuthorityArgs,
     /// Address for health, metrics and status
     #[arg(long, env = "MESH_CONTROL_HTTP_ADDRESS", value_name = "ADDRESS:PORT", default_value_t = any(15014))]
     pub http_address: SocketAddr,
@@ -105,6 +102,9 @@ pub struct ServeArgs {
     /// How to log
     #[arg(long, env = "MESH_CONTROL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// The certificate authority. Last, since its heading is for all that follows.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 }
 
 /// The form of the log.

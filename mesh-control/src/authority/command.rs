@@ -64,7 +64,7 @@ impl AuthorityCommand {
 }
 
 fn describe(text: &mut String, generations: &Generations) -> anyhow::Result<()> {
-    let wanted = if generations.rotation_wanted() { ", another rotation is wanted" } else { "" };
+    let wanted = if generations.rotation_wanted() { ", a rotation is wanted" } else { "" };
     writeln!(text, "rotation: {}{wanted}", generations.phase().name())?;
     let signing = generations.list().rposition(|generation| generation.signs.is_some());
     for (index, generation) in generations.list().enumerate() {

@@ -63,15 +63,15 @@ pub struct AuthorityArgs {
 #[group(skip)]
 #[command(group = ArgGroup::new("material").multiple(false))]
 pub struct MaterialArgs {
-    /// Generate root and intermediate at the first start and keep them in this directory
+    /// Directory that keeps a root and an intermediate, generated at the first start
     #[arg(long, env = "MESH_CONTROL_CA_DIR", value_name = "DIR", group = "material")]
     pub ca_dir: Option<PathBuf>,
-    /// Sign with the files in this directory, named as in Istio: ca-cert.pem, ca-key.pem, root-cert.pem and, if there
-    /// are more intermediates, cert-chain.pem. Watched
+    /// Directory of an operator's files, named as in Istio: ca-cert.pem, ca-key.pem, root-cert.pem and, if there are more
+    /// intermediates, cert-chain.pem. Watched
     #[arg(long, env = "MESH_CONTROL_CA_FILES", value_name = "DIR", group = "material")]
     pub ca_files: Option<PathBuf>,
-    /// Sign with a Kubernetes secret that has these files as keys (Istio's istio-system/cacerts); if it has none, or
-    /// does not exist, root and intermediate are generated and kept in it
+    /// Kubernetes secret with these files as keys (Istio's istio-system/cacerts); one without them, or one that does not
+    /// exist, is made to keep a generated root and intermediate
     #[arg(long, env = "MESH_CONTROL_CA_SECRET", value_name = "NAMESPACE/NAME", value_parser = namespaced, group = "material")]
     pub ca_secret: Option<ObjectName>,
 }
