@@ -1,5 +1,5 @@
 //! The control server of the mesh: reads Kubernetes resources and tells the agents of all nodes which workloads and
-//! services there are.
+//! services there are, and who may connect to whom.
 //!
 //! ```text
 //! source ──Change──▶ translate ──Delta──▶ mesh_xds::server ──gRPC──▶ agents

@@ -14,7 +14,7 @@ use crate::translate::Mesh;
 /// Where Istio's users have the policies of the whole mesh; elsewhere these would silently be for one namespace only.
 const ROOT_NAMESPACE: &str = "istio-system";
 
-/// The control server of the mesh: reads Kubernetes manifests and serves workloads and services to the agents.
+/// The control server of the mesh: reads Kubernetes manifests and serves workloads, services and policies to the agents.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-control", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -166,7 +166,7 @@ pub struct SettingsError(pub Vec<String>);
 
 impl ServeArgs {
     /// Checks all settings and reports all mistakes.
-    pub fn check(self) -> Result<Settings, SettingsError> {
+    pub fn check(mut self) -> Result<Settings, SettingsError> {
         let mut mistakes = Vec::new();
         if self.manifests.is_empty() {
             mistakes.push("--manifests: name at least one directory of Kubernetes manifests".to_owned());
@@ -190,6 +190,8 @@ impl ServeArgs {
             mistakes
                 .push(format!("--network: use letters, digits, '-', '_' and '.', not {:?}", self.network));
         }
+        // An empty variable has one empty value.
+        self.trust_domain_aliases.retain(|alias| !alias.is_empty());
         for alias in self.trust_domain_aliases.iter().filter(|alias| !is_name(alias)) {
             mistakes.push(format!(
                 "--trust-domain-aliases: use letters, digits, '-', '_' and '.', not {alias:?}"

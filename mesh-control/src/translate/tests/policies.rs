@@ -347,3 +347,49 @@ fn a_peer_authentication_that_cannot_be_used_counts_as_strict() {
     assert_eq!(output.mutual_tls(UID), settings(mutual_tls::Mode::Strict, &[], "shop/default"));
     assert_eq!(output.named_by(UID), ["shop/converted_peer_authentication_default"]);
 }
+
+#[test]
+fn a_change_touches_those_it_is_for_and_nobody_else() {
+    let pod = |namespace: &str, name: &str, app: &str| {
+        POD.replace("web-1", name).replace("shop", namespace).replace("app: web", &format!("app: {app}"))
+    };
+    let mut translator = Translator::new(Mesh::default());
+    let mut apply = |text: &str| {
+        let mut dirty = BTreeSet::new();
+        for resource in resources(text).0 {
+            translator.inputs.apply(Change::Upsert(resource), &mut dirty);
+        }
+        dirty
+    };
+    apply(
+        &[
+            pod("shop", "a", "web"),
+            pod("shop", "b", "cart"),
+            pod("legacy", "c", "web"),
+            pod("legacy", "d", "x"),
+        ]
+        .concat(),
+    );
+    let item = |namespace: &str, name: &str| Item::Pod(ObjectName::new(namespace, name));
+    let own = |namespace: &str| Item::AuthorizationPolicy(ObjectName::new(namespace, "p"));
+    let select =
+        |app: &str, rules: &str| format!("selector: {{matchLabels: {{app: {app}}}}}, rules: {rules}");
+
+    assert_eq!(apply(&policy("shop", "p", "")), [own("shop")].into());
+    assert_eq!(apply(&policy("shop", "p", &select("web", "[]"))), [item("shop", "a"), own("shop")].into());
+    // Other rules for the same workloads are no news to these.
+    assert_eq!(apply(&policy("shop", "p", &select("web", "[{}]"))), [own("shop")].into());
+    assert_eq!(
+        apply(&policy("shop", "p", &select("cart", "[{}]"))),
+        [item("shop", "a"), item("shop", "b"), own("shop")].into()
+    );
+    let everywhere = [item("shop", "a"), item("legacy", "c"), own("istio-system")];
+    assert_eq!(apply(&policy("istio-system", "p", &select("web", "[]"))), everywhere.into());
+
+    let peer_item = |namespace: &str, name: &str| Item::PeerAuthentication(ObjectName::new(namespace, name));
+    let web = peer("shop", "w", "selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: DISABLE}}");
+    assert_eq!(apply(&web), [item("shop", "a"), peer_item("shop", "w")].into());
+    // What is for all of a namespace also changes what narrower policies come to.
+    let namespace = [item("shop", "a"), item("shop", "b"), peer_item("shop", "all"), peer_item("shop", "w")];
+    assert_eq!(apply(&peer("shop", "all", "mtls: {mode: STRICT}")), namespace.into());
+}
