@@ -51,6 +51,7 @@
 //!
 //! A dry-run policy is evaluated and reported ([`Allowed::would_be_denied`]), never enforced.
 
+mod anchor;
 mod convert;
 mod explain;
 mod matching;
@@ -72,7 +73,7 @@ use mesh_xds::identity::Identity;
 
 use crate::config::Workload;
 
-pub use convert::InvalidPolicy;
+pub use convert::{InvalidPolicy, read};
 pub use explain::{Condition, Explanation, PolicyOutcome, PolicySummary, RuleOutcome};
 pub use model::{Action, Origin, Policy, Scope};
 pub use policies::Policies;
@@ -80,7 +81,7 @@ pub use strings::Strings;
 pub use verdict::{Allowed, Denied, Matched};
 pub use writer::PolicyStore;
 
-pub(crate) use convert::{read, unusable};
+pub(crate) use convert::unusable;
 
 /// How long a live connection is kept that is denied only because a policy is not there yet
 /// ([`Denied::may_settle`]): workloads and policies come separately, so that a new policy may be named before it is

@@ -68,7 +68,7 @@ pub enum InvalidPolicy {
 ///
 /// # Errors
 /// Says what cannot be read.
-pub(crate) fn read(name: &str, body: &Any, strings: &mut Strings) -> Result<Policy, InvalidPolicy> {
+pub fn read(name: &str, body: &Any, strings: &mut Strings) -> Result<Policy, InvalidPolicy> {
     let message = body.unpack::<Authorization>()?;
     let holds = format!("{}/{}", message.namespace, message.name);
     if holds != name {
