@@ -38,10 +38,9 @@ fn measure(scope: Scope, count: usize) {
     let workload = workload(names);
     let mut strings = Strings::default();
     let resident = resident_kib();
-    let policies: Vec<Arc<Policy>> = (0..count)
-        .map(|number| policy(number, scope, Action::Allow, &mut strings))
-        .chain([policy(count, scope, Action::Deny, &mut strings)])
-        .collect();
+    let mut policies: Vec<Arc<Policy>> =
+        (0..count).map(|number| policy(number, scope, Action::Allow, &mut strings)).collect();
+    policies.push(policy(count, scope, Action::Deny, &mut strings));
     let mut store = PolicyStore::default();
     store.insert_workload(None, &workload);
     let began = Instant::now();

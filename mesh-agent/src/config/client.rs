@@ -16,8 +16,8 @@ use mesh_xds::client::{
 use mesh_xds::proto::discovery::{Node, Resource};
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
-use mesh_xds::transport::Transport;
 use mesh_xds::proto::{Any, Name};
+use mesh_xds::transport::Transport;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 

@@ -66,7 +66,8 @@ fn fields_of_a_later_protocol_never_allow_and_always_deny() {
 fn a_policy_that_is_not_understood_denies_its_scope_and_says_so() {
     let client = client();
     let allow_all = || authorization("p", Allow, vec![Rule { clauses: vec![] }]);
-    let cases: [(fn(&mut Authorization), &str); 4] = [
+    type Edit = fn(&mut Authorization);
+    let cases: [(Edit, &str); 4] = [
         (|m| m.action = 7, "action 7 is unknown to this agent"),
         (|m| m.scope = 9, "scope 9 is unknown to this agent"),
         (

@@ -109,11 +109,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-type Asked = (Option<Identity>, IpAddr, std::net::SocketAddr);
+type Asked = (Option<Identity>, IpAddr, SocketAddr);
 
 fn asked() -> impl Strategy<Value = Asked> {
     let address = || select(ADDRESSES).prop_map(|text| text.parse::<IpAddr>().unwrap());
-    let destination = (address(), select(&[80_u16, 443, 9090][..])).prop_map(std::net::SocketAddr::from);
+    let destination = (address(), select(&[80_u16, 443, 9090][..])).prop_map(SocketAddr::from);
     (proptest::option::weighted(0.8, identity()), address(), destination)
 }
 
