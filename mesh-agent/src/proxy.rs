@@ -17,7 +17,7 @@ mod connection;
 pub mod decision;
 mod dial;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod inbound;
 mod limits;
 mod listener;

@@ -46,7 +46,9 @@ impl Identified {
     pub(super) fn left_to_kernel(&self, worker: &Worker, accepted: &Accepted) -> Vec<SocketAddr> {
         let client = self.decision.pod.as_ref().filter(|_| self.decision.direction == Direction::Outbound);
         client
-            .map(|pod| worker.connect_time.left_to_kernel(pod, accepted.original_destination))
+            .map(|pod| {
+                worker.connect_time.left_to_kernel(pod, accepted.client, accepted.original_destination)
+            })
             .unwrap_or_default()
     }
 
