@@ -9,6 +9,7 @@ pub mod connect_time;
 pub mod enrolment;
 pub mod identity;
 pub mod meshctl;
+pub mod passage;
 pub mod pods;
 pub mod policy;
 pub mod proxy;

@@ -51,7 +51,6 @@
 //!
 //! A dry-run policy is evaluated and reported ([`Allowed::would_be_denied`]), never enforced.
 
-mod anchor;
 mod convert;
 mod explain;
 mod matching;

@@ -242,6 +242,11 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_DRAIN_TIME", value_parser = duration, default_value = "20s")]
     pub drain_time: Duration,
 
+    /// Whether connections between pods of this node that policy allows pass in the kernel, where nothing has to be done
+    /// with their bytes. The same is allowed and denied either way.
+    #[arg(long, env = "MESH_IN_KERNEL_PASSAGE", value_enum, default_value = "on")]
+    pub in_kernel_passage: Switch,
+
     /// Keep steering state and routes when the agent stops, for a successor that takes over at once (an upgrade).
     #[arg(long, env = "MESH_KEEP_STATE_ON_EXIT")]
     pub keep_state_on_exit: bool,

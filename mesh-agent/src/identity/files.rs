@@ -15,8 +15,8 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::trust::{Revocation, RootSource, Trust};
 
-#[cfg(test)]
-mod tests;
+/// Time between two looks at the files.
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// The files of an agent.
 pub(super) struct TrustFiles {
@@ -44,13 +44,13 @@ impl TrustFiles {
     }
 
     /// Follows the files, for ever.
-    pub(super) async fn follow(mut self, interval: Duration) {
+    pub(super) async fn follow(mut self) {
         loop {
             self.look().await;
             if self.roots.is_none() && self.lists.is_none() {
                 return std::future::pending().await;
             }
-            sleep(interval).await;
+            sleep(INTERVAL).await;
         }
     }
 

@@ -15,4 +15,5 @@ mod enrolment;
 mod failure;
 mod node;
 mod passage;
+mod passages;
 mod restart;

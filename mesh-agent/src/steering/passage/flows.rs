@@ -94,24 +94,31 @@ impl FlowEvents {
     pub async fn next(&mut self, most: usize) -> io::Result<Vec<FlowEvent>> {
         loop {
             let mut guard = self.ring.readable_mut().await?;
-            let ring = guard.get_inner_mut();
-            let events: Vec<_> =
-                std::iter::from_fn(|| ring.next().map(|item| read(&item))).take(most).collect();
-            if events.len() < most {
+            let events = read_events(guard.get_inner_mut(), most);
+            if events.is_empty() {
                 guard.clear_ready();
-            }
-            if !events.is_empty() {
-                return Ok(events.into_iter().flatten().collect());
+            } else {
+                return Ok(events);
             }
         }
     }
+
+    /// Hands out what there is, without waiting.
+    pub fn take(&mut self) -> Vec<FlowEvent> {
+        read_events(self.ring.get_mut(), usize::MAX)
+    }
 }
 
-/// `None` for what another version of the programs might have left.
-fn read(bytes: &[u8]) -> Option<FlowEvent> {
-    if bytes.len() != size_of::<FlowEvent>() {
-        return None;
+fn read_events(ring: &mut RingBuf<MapData>, most: usize) -> Vec<FlowEvent> {
+    let mut events = Vec::new();
+    while events.len() < most
+        && let Some(bytes) = ring.next()
+    {
+        // Another version of the programs may have left something else.
+        if bytes.len() == size_of::<FlowEvent>() {
+            // SAFETY: as long as the type, any bytes are a value of it (`aya::Pod`), and no alignment is asked for.
+            events.push(unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() });
+        }
     }
-    // SAFETY: as long as the type, any bytes are a value of it (`aya::Pod`), and no alignment is asked for.
-    Some(unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() })
+    events
 }
