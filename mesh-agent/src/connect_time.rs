@@ -93,6 +93,12 @@ impl ConnectTime {
         self.opened_to.get().is_some()
     }
 
+    /// How it is with every enrolled pod, by uid.
+    pub fn pods(&self) -> Vec<(Arc<str>, PodBalancing)> {
+        let table = self.table.load();
+        table.pods.iter().map(|(uid, state)| (Arc::clone(uid), state.clone())).collect()
+    }
+
     /// How it is with a pod; `None` for one that is not enrolled.
     pub fn pod(&self, uid: &str) -> Option<PodBalancing> {
         self.table.load().pods.get(uid).cloned()
@@ -131,6 +137,7 @@ impl Balancer {
         root: Option<PathBuf>,
     ) -> Self {
         let _ = view.opened_to.set(steering.opened_to());
+        let root = root.and_then(|root| cgroups::hierarchy(&root));
         Self { steering, snapshot, pods, view, root, cgroups: HashMap::new(), search: Search::default() }
     }
 

@@ -2,6 +2,7 @@
 
 use super::api::{Check, ConfigOrigin, ConfigStatus, PodState, SteeringReport};
 use super::state::AdminState;
+use crate::connect_time::PodBalancing;
 
 /// A control server that has been away for longer is worth a word.
 const AWAY_TOO_LONG_SECONDS: u64 = 300;
@@ -28,6 +29,7 @@ impl AdminState {
         checks.push(cache(&config));
         checks.push(self.pods());
         checks.push(self.devices());
+        checks.push(self.connect_time());
         checks.push(self.access_log());
         checks
     }
@@ -58,6 +60,29 @@ impl AdminState {
         }
         let pods = self.pod_counts();
         Check::ok(name, format!("{} of {} pods of this node are enrolled", pods.enrolled, pods.known))
+    }
+
+    fn connect_time(&self) -> Check {
+        let name = "connect-time balancing";
+        if !self.connect_time.is_on() {
+            return Check::ok(name, "off: the agent balances all connections");
+        }
+        let states = self.connect_time.pods();
+        let refused: Vec<_> = states
+            .iter()
+            .filter_map(|(uid, state)| match state {
+                PodBalancing::Refused(error) => Some(format!("{uid}: {error}")),
+                PodBalancing::Balanced | PodBalancing::NoCgroup => None,
+            })
+            .collect();
+        if !refused.is_empty() {
+            let advice = "the agent balances their connections; the kernel's reason may say what it lacks";
+            return Check::warn(name, refused.join("; "), advice);
+        }
+        let balanced = states.iter().filter(|(_, state)| *state == PodBalancing::Balanced).count();
+        let (all, rest) = (states.len(), states.len() - balanced);
+        let rest = if rest == 0 { String::new() } else { format!("; {rest} have no cgroup2 of their own") };
+        Check::ok(name, format!("{balanced} of {all} enrolled pods{rest}"))
     }
 
     fn devices(&self) -> Check {

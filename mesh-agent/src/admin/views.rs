@@ -88,6 +88,8 @@ impl AdminState {
             .iter()
             .map(|pod| {
                 let mut info = pod_info(pod);
+                info.balanced_at_connect =
+                    self.connect_time.pod(&pod.uid) == Some(crate::connect_time::PodBalancing::Balanced);
                 if let Some((state, detail)) = progress.get(&pod.uid) {
                     info.state = *state;
                     info.detail = Some(detail.clone());

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
 use crate::pods::LocalPod;
 use crate::steering::PodCgroup;
 
@@ -26,6 +28,14 @@ pub fn mount_point() -> Option<PathBuf> {
         let (place, kind) = line.split_once(" - ")?;
         kind.starts_with("cgroup2 ").then(|| place.split(' ').nth(4).map(PathBuf::from))?
     })
+}
+
+/// The cgroup2 hierarchy at `root`: there, or on hybrid systems in its `unified`. In those of cgroup v1 pods have folders
+/// of the same names, which no program can be attached to.
+pub(super) fn hierarchy(root: &Path) -> Option<PathBuf> {
+    let is_cgroup2 =
+        |path: &PathBuf| statfs(path).is_ok_and(|status| status.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    [root.to_path_buf(), root.join("unified")].into_iter().find(is_cgroup2)
 }
 
 /// The cgroups below `root` of those of `pods` that have one, by the uid of the pod.

@@ -45,7 +45,8 @@ fn print(screen: &mut Screen, pods: &[PodInfo]) -> io::Result<()> {
             PodState::Outside => ("no", FAINT),
         };
         let in_the_mesh = pod.state != PodState::Outside;
-        let notes: Vec<_> = pod.detail.iter().chain(&pod.exceptions).cloned().collect();
+        let balanced = pod.balanced_at_connect.then(|| "balanced at connect time".to_owned());
+        let notes: Vec<_> = pod.detail.iter().chain(&pod.exceptions).cloned().chain(balanced).collect();
         table.row([
             format!("{}/{}", pod.namespace, pod.name).into(),
             Cell::styled(style, state),

@@ -207,6 +207,9 @@ pub struct PodInfo {
     pub detail: Option<String>,
     /// `open` or `closed`: what happens to its new connections while no agent runs.
     pub failure_mode: String,
+    /// Whether the kernel balances its connections to services when they are opened.
+    #[serde(default)]
+    pub balanced_at_connect: bool,
     /// Which of its traffic is not steered, in words; empty where all is.
     pub exceptions: Vec<String>,
     /// Connections it opened that are open now.
