@@ -209,7 +209,7 @@ async fn mirror() -> SocketAddr {
 
 /// Sends [`TOTAL`] bytes, ends, and reads them back.
 async fn exchange(tcp: &mut TcpStream) {
-    let sent: Vec<u8> = (0..TOTAL).map(|position| (position % 253) as u8).collect();
+    let sent: Vec<u8> = (0..=252).cycle().take(TOTAL).collect();
     tcp.write_all(&sent).await.unwrap();
     tcp.shutdown().await.unwrap();
     let mut received = Vec::new();

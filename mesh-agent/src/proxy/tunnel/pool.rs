@@ -311,3 +311,31 @@ impl From<&Ends> for Key {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt() -> Rc<Attempt> {
+        let (_, told) = oneshot::channel();
+        Rc::new(Attempt { waiting: Cell::new(1), outcome: told.shared() })
+    }
+
+    #[test]
+    fn as_many_wait_for_a_tunnel_as_it_will_carry() {
+        let mut destination = Destination { opening: vec![attempt()], ..Destination::default() };
+        for _ in 1..100 {
+            assert!(destination.join(100).is_some());
+        }
+        assert!(destination.join(100).is_none());
+        destination.opening.push(attempt());
+        assert!(destination.join(100).is_some());
+
+        // The last tunnel had room for fewer: so will the next.
+        destination.capacity = Some(2);
+        assert!(destination.join(100).is_none());
+        destination.opening.push(attempt());
+        assert!(destination.join(100).is_some());
+        assert!(destination.join(100).is_none());
+    }
+}
