@@ -12,7 +12,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -60,9 +60,10 @@ pub(super) async fn relay(
 ) -> RelayEnd {
     let end = {
         let (client, server) = (client.tcp(), server.tcp());
-        let upload = TcpFlow::new(client, server, buffers);
-        let download = TcpFlow::new(server, client, buffers);
-        run(upload, download, client.ready(Interest::ERROR), traffic, idle_timeout).await
+        let mut upload = TcpFlow::new(client, server, buffers);
+        let mut download = TcpFlow::new(server, client, buffers);
+        let client_gone = pin!(client.ready(Interest::ERROR));
+        run(&mut upload, &mut download, client_gone, traffic, idle_timeout).await
     };
     if matches!(end, RelayEnd::Complete) {
         client.end_in_order();
@@ -73,14 +74,14 @@ pub(super) async fn relay(
 
 /// Runs the two directions of a connection until its end. `client_gone` completes when the client broke the
 /// connection: that is only looked at while the client's bytes cannot be passed on, as then nothing is read from it.
+/// All are borrowed: an async function keeps what it is given twice.
 pub(super) async fn run<T>(
-    mut upload: impl Flow,
-    mut download: impl Flow,
-    client_gone: impl Future<Output = T>,
+    upload: &mut impl Flow,
+    download: &mut impl Flow,
+    mut client_gone: Pin<&mut impl Future<Output = T>>,
     traffic: &Traffic,
     idle_timeout: Duration,
 ) -> RelayEnd {
-    let mut client_gone = pin!(client_gone);
     let period = idle_timeout / IDLE_CHECKS;
     let mut check = pin!(sleep(period));
     let mut idle = IdleCheck::default();

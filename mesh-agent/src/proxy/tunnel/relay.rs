@@ -8,6 +8,7 @@
 //!   much as was written to the socket.
 
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -40,8 +41,9 @@ pub async fn relay(
     let client_is_far = tunnel.far == Far::Client;
     let end = {
         let tcp = tcp.tcp();
-        let inwards = Inwards { from: &mut tunnel.receive, tcp, client_is_far, blocked: false, ended: false };
-        let outwards = Outwards {
+        let mut inwards =
+            Inwards { from: &mut tunnel.receive, tcp, client_is_far, blocked: false, ended: false };
+        let mut outwards = Outwards {
             tcp,
             to: &mut tunnel.send,
             buffers,
@@ -51,9 +53,11 @@ pub async fn relay(
         };
         if client_is_far {
             // A stream is read even while the server takes nothing, which tells if it breaks.
-            run(inwards, outwards, std::future::pending::<()>(), traffic, idle_timeout).await
+            let client_gone = pin!(std::future::pending::<()>());
+            run(&mut inwards, &mut outwards, client_gone, traffic, idle_timeout).await
         } else {
-            run(outwards, inwards, tcp.ready(Interest::ERROR), traffic, idle_timeout).await
+            let client_gone = pin!(tcp.ready(Interest::ERROR));
+            run(&mut outwards, &mut inwards, client_gone, traffic, idle_timeout).await
         }
     };
     match end {
