@@ -142,7 +142,7 @@ async fn serve_pods(
     let (wanted, wanted_identities) = watch::channel(identity::Wanted::default());
     let identity_settings = settings.identity.settings(&settings.control_servers, &transport);
     let trust_domain = Arc::clone(&identity_settings.trust_domain);
-    let (_identities, identity_manager) =
+    let (identities, identity_manager) =
         IdentityManager::new(&identity_settings, wanted_identities, Arc::new(SystemClock))?;
 
     // The data plane, without connections yet.
@@ -152,6 +152,7 @@ async fn serve_pods(
         snapshot: Arc::clone(&snapshot),
         pods: Arc::clone(&pods),
         connect_time: Arc::clone(&connect_time),
+        identities: identities.clone(),
         observer: Arc::clone(&telemetry) as _,
     };
     let workers = proxy_settings.workers.get();

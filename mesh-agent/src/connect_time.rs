@@ -66,26 +66,22 @@ struct Table {
 }
 
 impl ConnectTime {
-    /// The endpoints of a service that `client` reaches without the agent. A connection of its that is here all the
-    /// same has drawn another one; these are for want of others.
-    pub fn left_to_kernel(&self, client: &LocalPod, service: SocketAddr) -> Vec<SocketAddr> {
+    /// The endpoints that the connection of `pod`, from `client` to a service, would have reached without the agent, had
+    /// it drawn one of them: it drew another, and these are for want of others. None where the kernel has not drawn: for
+    /// a process outside of the pod's cgroup, for a socket that was bound to a port.
+    pub fn left_to_kernel(&self, pod: &LocalPod, client: SocketAddr, service: SocketAddr) -> Vec<SocketAddr> {
         let table = self.table.load();
         let Some(shares) = table.plan.get(&service) else { return Vec::new() };
-        if table.pods.get(&client.uid) != Some(&PodBalancing::Balanced) {
+        if self.opened_to(client, service).is_none() {
             return Vec::new();
         }
-        // As the kernel refuses them: `mesh_common::admits`.
-        let admitted = |endpoint: &SocketAddr| {
-            !client.addresses.contains(&endpoint.ip())
-                && client.redirection.outbound(endpoint.ip(), endpoint.port()).captured
-        };
-        shares.endpoints().filter(admitted).collect()
+        shares.admitted(pod)
     }
 
-    /// The service that the connection of `client` to a pod of this node was opened to, if the kernel chose the pod.
-    /// One system call that does not wait, and none where no pod is balanced.
-    pub fn opened_to(&self, client: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
-        self.opened_to.get()?.service(client, endpoint)
+    /// The service that the connection of `client` was opened to, if the kernel has drawn for it. One system call that
+    /// does not wait, and none where nothing is balanced.
+    pub fn opened_to(&self, client: SocketAddr, destination: SocketAddr) -> Option<SocketAddr> {
+        self.opened_to.get()?.service(client, destination)
     }
 
     /// Whether this agent balances at connect time at all.

@@ -51,6 +51,7 @@
 //!
 //! A dry-run policy is evaluated and reported ([`Allowed::would_be_denied`]), never enforced.
 
+mod anchor;
 mod convert;
 mod explain;
 mod matching;

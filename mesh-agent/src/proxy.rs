@@ -12,12 +12,14 @@
 //!
 //! Accepting comes before connecting: a client of an endpoint that is down sees its connection open and then reset.
 
+mod authorize;
 mod balance;
 mod connection;
 pub mod decision;
 mod dial;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
+mod guards;
 mod inbound;
 mod limits;
 mod listener;
@@ -27,6 +29,7 @@ mod report;
 mod settings;
 mod socket;
 pub mod tunnel;
+mod tunnelled;
 mod worker;
 
 use std::io;
@@ -43,6 +46,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
+use crate::identity::Identities;
 use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
@@ -63,6 +67,8 @@ pub struct ProxyInputs {
     pub pods: Arc<ArcSwap<LocalPods>>,
     /// What the kernel balances by itself.
     pub connect_time: Arc<ConnectTime>,
+    /// The identities of the node's pods.
+    pub identities: Identities,
     /// Who hears of connections.
     pub observer: Arc<dyn ConnectionObserver>,
 }
@@ -121,6 +127,7 @@ impl Proxy {
             pods: inputs.pods,
             connect_time: inputs.connect_time,
             observer: inputs.observer,
+            identities: inputs.identities,
         };
         let phase = watch::Sender::new(Phase::Serving);
         let mut workers = Vec::new();

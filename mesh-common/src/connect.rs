@@ -98,7 +98,7 @@ impl LocalEndpoints {
 pub struct Replaced {
     /// The service it asked for.
     pub service: ServicePort,
-    /// The endpoint it is being connected to.
+    /// The endpoint it is being connected to, or the service where one elsewhere was drawn.
     pub endpoint: ServicePort,
     /// The socket's port in host order, once it has one.
     pub source_port: u32,

@@ -35,7 +35,7 @@ pub mod name {
     pub const SERVICES: &str = "SERVICES";
     /// Socket cookie to [`Replaced`](crate::Replaced), while the socket is being connected.
     pub const CONNECTING: &str = "CONNECTING";
-    /// [`Tuple`](crate::Tuple) to the [`ServicePort`](crate::ServicePort) it was opened to.
+    /// [`Tuple`](crate::Tuple) to the [`ServicePort`](crate::ServicePort) it was opened to, where the kernel has drawn.
     pub const OPENED_TO: &str = "OPENED_TO";
 
     /// All of them.

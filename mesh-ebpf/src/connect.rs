@@ -3,7 +3,7 @@
 //! `connect4` and `connect6` put the endpoint in the place of the service's address before the socket is connected;
 //! from there on the connection is one between two pods, and no packet has to be translated. `getpeername4` and
 //! `getpeername6` tell the application the address it asked for, and `opening` remembers it by the connection's
-//! addresses and ports, for the agent's reports. Nothing here decides what is allowed: `steer` sees the packets.
+//! addresses and ports, for the agent's balancing and reports. Nothing here decides what is allowed: `steer` sees the packets.
 //!
 //! Left alone is whatever is not TCP in so many words (UDP, multipath TCP), a socket that is bound to a port (it may be
 //! connected to that endpoint already), and everything while no agent listens: the endpoints may have changed since.
@@ -117,17 +117,19 @@ fn balance(ctx: &SockAddrContext, destination: Address) -> Option<&'static Local
     }
     // SAFETY: takes nothing, returns a number.
     let random = unsafe { bpf_get_prandom_u32() };
+    // The agent must know of either that the draw was made; where nothing can be noted, it makes it.
     let Some(endpoint) = endpoints.draw(random) else {
+        let _ = origin::drawn(ctx, &service, service);
         count(Outcome::ConnectElsewhere);
         return None;
     };
     let pod = KernelTables.pod(&endpoint.address)?;
-    // A service that cannot be told later had better not be hidden now.
-    if !admits(&KernelTables, &client, &pod, endpoint) || origin::replacing(ctx, &service, endpoint).is_err()
-    {
+    if !admits(&KernelTables, &client, &pod, endpoint) {
+        let _ = origin::drawn(ctx, &service, service);
         count(Outcome::ConnectRefused);
         return None;
     }
+    origin::drawn(ctx, &service, ServicePort::new(endpoint.address, endpoint.port)).ok()?;
     count(Outcome::ConnectLocal);
     Some(endpoint)
 }

@@ -8,7 +8,7 @@
 //!
 //! Format, integers little-endian: `magic`, format version (u32), then per resource a length (u32) and an
 //! `envoy.service.discovery.v3.Resource`; at the end `END` (u32), the number of resources (u64) and the CRC-32
-//! of everything before it (u32).
+//! of everything before it (u32). Format 1 was written by agents that did not ask for authorization policies.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,7 +27,8 @@ mod tests;
 pub use writer::CacheWriter;
 
 const MAGIC: [u8; 8] = *b"MESHCONF";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+const FORMAT_WITHOUT_POLICIES: u32 = 1;
 const END: u32 = u32::MAX;
 /// No single resource comes near this; a larger length is damage.
 const MAX_RESOURCE: u32 = 16 << 20;
@@ -37,6 +38,16 @@ pub type Key = (String, String);
 
 /// What became of resources since the file was written: the new version, or `None` for one that is gone.
 pub type Changes = BTreeMap<Key, Option<Resource>>;
+
+/// What the file holds.
+#[derive(Debug, Default)]
+pub struct LastGood {
+    /// The resources.
+    pub resources: Vec<Resource>,
+    /// Whether the policies among them are all there were. If not, it must not be served from: what they deny would
+    /// be allowed.
+    pub has_policies: bool,
+}
 
 /// Why the file cannot be used. It is then ignored and replaced by the next good state.
 #[derive(Debug, thiserror::Error)]
@@ -80,13 +91,13 @@ impl Cache {
     ///
     /// # Errors
     /// When the file cannot be read or is damaged. Nothing of a damaged file is returned.
-    pub fn load(&self) -> Result<Vec<Resource>, CacheError> {
+    pub fn load(&self) -> Result<LastGood, CacheError> {
         let mut resources = Vec::new();
-        self.scan(|resource| {
+        let format = self.scan(|resource| {
             resources.push(resource);
             Ok(())
         })?;
-        Ok(resources)
+        Ok(LastGood { resources, has_policies: format == Some(FORMAT) })
     }
 
     /// Replaces the file by one in which `changes` are done.
@@ -129,12 +140,14 @@ impl Cache {
         }
     }
 
-    fn scan(&self, visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<(), CacheError> {
+    /// Visits all resources and returns the format of the file, if there is one.
+    fn scan(&self, visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<Option<u32>, CacheError> {
         match File::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(CacheError::Io { path: self.path.clone(), source }),
             Ok(file) => {
-                Input { reader: BufReader::new(file), sum: Hasher::new(), path: &self.path }.scan(visit)
+                let input = Input { reader: BufReader::new(file), sum: Hasher::new(), path: &self.path };
+                input.scan(visit).map(Some)
             }
         }
     }
@@ -153,13 +166,13 @@ struct Input<'a, R> {
 }
 
 impl<R: Read> Input<'_, R> {
-    fn scan(mut self, mut visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<(), CacheError> {
+    fn scan(mut self, mut visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<u32, CacheError> {
         if self.bytes::<8>()? != MAGIC {
             return Err(self.damaged("it is not a configuration file"));
         }
         let format = u32::from_le_bytes(self.bytes()?);
-        if format != FORMAT {
-            return Err(self.damaged(format!("format {format}, expected {FORMAT}")));
+        if !(FORMAT_WITHOUT_POLICIES..=FORMAT).contains(&format) {
+            return Err(self.damaged(format!("format {format}, expected at most {FORMAT}")));
         }
         let mut count = 0_u64;
         let mut buffer = Vec::new();
@@ -185,7 +198,7 @@ impl<R: Read> Input<'_, R> {
         if u32::from_le_bytes(self.bytes()?) != expected {
             return Err(self.damaged("the checksum does not match"));
         }
-        Ok(())
+        Ok(format)
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], CacheError> {

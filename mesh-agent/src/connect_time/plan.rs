@@ -7,7 +7,7 @@ use std::time::Instant;
 use mesh_common::{Address, LocalEndpoint, LocalEndpoints, MAX_LOCAL_ENDPOINTS, ServicePort};
 
 use crate::config::{BalanceMode, Endpoint, Service, ServiceEntry, Snapshot, Tier};
-use crate::pods::LocalPods;
+use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::decision::{check_endpoint, endpoint_address};
 
 /// By address and port of the service: the shares of its endpoints on this node.
@@ -23,9 +23,13 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// The endpoints on this node.
-    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.local.iter().map(|(address, _)| *address)
+    /// The endpoints on this node that the kernel connects `client` to. It refuses the others as `mesh_common::admits` does.
+    pub fn admitted(&self, client: &LocalPod) -> Vec<SocketAddr> {
+        let admitted = |endpoint: &SocketAddr| {
+            !client.addresses.contains(&endpoint.ip())
+                && client.redirection.outbound(endpoint.ip(), endpoint.port()).captured
+        };
+        self.local.iter().map(|(address, _)| *address).filter(admitted).collect()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The time that certificates are measured by.
 
 use std::fmt::Debug;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
@@ -11,6 +12,11 @@ use rustls_pki_types::UnixTime;
 pub trait Clock: Debug + Send + Sync {
     /// Now.
     fn now(&self) -> SystemTime;
+
+    /// Resolves when this much time has passed.
+    fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep(time))
+    }
 }
 
 /// The node's clock.

@@ -15,8 +15,8 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::trust::{Revocation, RootSource, Trust};
 
-/// Time between two looks at the files.
-const INTERVAL: Duration = Duration::from_secs(2);
+#[cfg(test)]
+mod tests;
 
 /// The files of an agent.
 pub(super) struct TrustFiles {
@@ -44,13 +44,13 @@ impl TrustFiles {
     }
 
     /// Follows the files, for ever.
-    pub(super) async fn follow(mut self) {
+    pub(super) async fn follow(mut self, interval: Duration) {
         loop {
             self.look().await;
             if self.roots.is_none() && self.lists.is_none() {
                 return std::future::pending().await;
             }
-            sleep(INTERVAL).await;
+            sleep(interval).await;
         }
     }
 

@@ -10,7 +10,6 @@ use mesh_xds::identity::Identity;
 use mesh_xds::transport::{AddressError, Transport};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::authority::{Authority, AuthorityClient, AuthorityError};
@@ -22,6 +21,9 @@ use super::schedule::{Next, Outcome, Schedule, Ticket};
 use super::summary::FailureReason;
 use super::trust::{RootSource, Trust};
 use super::wanted::Wanted;
+
+#[cfg(test)]
+mod tests;
 
 /// The clock is looked at this often at least: it may be set while the manager sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
@@ -49,6 +51,8 @@ pub struct IdentitySettings {
     pub backoff: (Duration, Duration),
     /// Time for the authority's answer. 10 s by default.
     pub answer_timeout: Duration,
+    /// Time between two looks at the files. 2 s by default.
+    pub reload_interval: Duration,
 }
 
 impl IdentitySettings {
@@ -65,6 +69,7 @@ impl IdentitySettings {
             concurrency: 8,
             backoff: (Duration::from_millis(250), Duration::from_secs(30)),
             answer_timeout: Duration::from_secs(10),
+            reload_interval: Duration::from_secs(2),
         }
     }
 }
@@ -74,6 +79,7 @@ impl IdentitySettings {
 pub struct IdentityManager<A = AuthorityClient> {
     certifying: Certifying<A>,
     files: TrustFiles,
+    reload_interval: Duration,
     wanted: watch::Receiver<Wanted>,
 }
 
@@ -98,7 +104,7 @@ impl<A: Authority> IdentityManager<A> {
     pub fn with_authority(
         settings: &IdentitySettings,
         authority: A,
-        wanted: watch::Receiver<Wanted>,
+        mut wanted: watch::Receiver<Wanted>,
         clock: Arc<dyn Clock>,
     ) -> (Identities, Self) {
         let domains = [&settings.trust_domain].into_iter().chain(&settings.trust_domain_aliases);
@@ -106,20 +112,22 @@ impl<A: Authority> IdentityManager<A> {
         let files =
             TrustFiles::new(settings.root_file.clone(), settings.crl_file.clone(), Arc::clone(&trust));
         let identities = Identities::new(trust);
-        let certifying = Certifying {
+        let mut certifying = Certifying {
             authority: Arc::new(authority),
             identities: identities.clone(),
             schedule: Schedule::new(settings.concurrency, settings.backoff, fastrand::Rng::new()),
             clock,
         };
-        (identities, Self { certifying, files, wanted })
+        let first = wanted.borrow_and_update().clone();
+        certifying.set_wanted(&first);
+        (identities, Self { certifying, files, reload_interval: settings.reload_interval, wanted })
     }
 
     /// Keeps the identities certified until `stop` resolves, or nobody says any more which are wanted.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = self.certifying.follow(self.wanted) => {}
-            () = self.files.follow() => {}
+            () = self.files.follow(self.reload_interval) => {}
             () = stop => {}
         }
     }
@@ -153,8 +161,6 @@ enum RequestError {
 impl<A: Authority> Certifying<A> {
     async fn follow(mut self, mut wanted: watch::Receiver<Wanted>) {
         let mut requests = FuturesUnordered::new();
-        let first = wanted.borrow_and_update().clone();
-        self.set_wanted(&first);
         loop {
             let wake = loop {
                 match self.schedule.next(self.clock.now(), requests.len()) {
@@ -178,7 +184,7 @@ impl<A: Authority> Certifying<A> {
 
     async fn sleep_until(&self, wake: Option<SystemTime>) {
         let left = wake.map(|wake| wake.duration_since(self.clock.now()).unwrap_or_default());
-        sleep(left.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)).await;
+        self.clock.sleep(left.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)).await;
     }
 
     /// Gives new identities a place, and takes it from those that no pod has any more.

@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime};
 use mesh_xds::backoff::Backoff;
 use mesh_xds::identity::Identity;
 
+#[cfg(test)]
+mod tests;
+
 /// Part of a certificate's remaining life after which it is renewed: half, less a random part, so that agents that
 /// were started together do not renew together.
 const RENEW_AFTER: std::ops::Range<f64> = 0.4..0.5;

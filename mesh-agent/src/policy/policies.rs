@@ -48,11 +48,16 @@ impl PolicySet {
     }
 
     pub(super) fn remove(&mut self, policy: &Policy) {
-        self.of(policy).remove(policy);
+        self.of(policy).remove(&policy.name);
     }
 
     pub(super) fn is_empty(&self) -> bool {
         [&self.deny, &self.allow, &self.dry_deny, &self.dry_allow].into_iter().all(|rules| rules.len() == 0)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_pristine(&self) -> bool {
+        [&self.deny, &self.allow, &self.dry_deny, &self.dry_allow].into_iter().all(RuleSet::is_pristine)
     }
 
     fn of(&mut self, policy: &Policy) -> &mut RuleSet {

@@ -95,6 +95,15 @@ impl PolicyStore {
         self.policies.revision += 1;
     }
 
+    /// Whether nothing is left of what was taken in, besides counters.
+    #[cfg(test)]
+    pub(super) fn is_pristine(&self) -> bool {
+        let Self { policies, local, lists, selections, named_by, .. } = self;
+        let sets = [policies.namespaces.len(), policies.selections.len(), policies.selected.len()];
+        let own = [local.len(), lists.len(), selections.len(), named_by.len(), policies.held.len()];
+        policies.global.is_pristine() && sets.into_iter().chain(own).all(|left| left == 0)
+    }
+
     /// Puts a policy where those that it decides about find it.
     fn place(&mut self, policy: &Arc<Policy>) {
         match policy.scope {

@@ -18,12 +18,13 @@ use crate::config::{
     TunnelProtocol, Workload,
 };
 use crate::pods::{LocalPod, LocalPods};
-use crate::telemetry::{Direction, ResponseFlag, Transport};
+use crate::telemetry::{ConnectionSecurity, Direction, ResponseFlag, Transport};
 
 mod explain;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod tunnelled;
 mod upstream;
 
 use tunnel::{behind_gateway, waypoint_of};
@@ -32,6 +33,7 @@ use upstream::{Client, upstream};
 pub(crate) use upstream::endpoint_address;
 
 pub use tunnel::TunnelPath;
+pub use tunnelled::decide_tunnelled;
 
 pub use explain::{Because, Candidate, Explanation, SetAside, Tunnel};
 
@@ -44,8 +46,10 @@ pub struct Decision {
     pub pod: Option<Arc<LocalPod>>,
     /// Who opened the connection, where the mesh knows.
     pub source: Option<Arc<Workload>>,
-    /// Who it has proved to be: an enrolled pod of this node, which nobody else can send in the name of.
+    /// Who it has proved to be.
     pub identity: Option<Arc<Identity>>,
+    /// How it has proved that: by sending from its own device on this node, or by its certificate.
+    pub security: ConnectionSecurity,
     /// The service it was opened to, if that was one.
     pub service: Option<Arc<Service>>,
     /// Where it leads.
@@ -204,6 +208,14 @@ pub enum Refusal {
         /// The service or workload that has it.
         destination: String,
     },
+    /// A tunnel leads to one pod and was asked for something else.
+    #[error("the tunnel to {pod} was asked for {authority}, which is not its own")]
+    NotThisPod {
+        /// What was asked for.
+        authority: String,
+        /// Uid of the pod.
+        pod: Arc<str>,
+    },
     /// The client connected to the agent itself.
     #[error("dialled the agent's own listener; connections get here by steering only")]
     DialledDirectly,
@@ -213,9 +225,10 @@ impl Refusal {
     /// The kind of refusal, for reports.
     pub fn flag(&self) -> ResponseFlag {
         match self {
-            Self::NoSuchPort { .. } | Self::TunnelPort { .. } | Self::DialledDirectly => {
-                ResponseFlag::NoRoute
-            }
+            Self::NoSuchPort { .. }
+            | Self::TunnelPort { .. }
+            | Self::NotThisPod { .. }
+            | Self::DialledDirectly => ResponseFlag::NoRoute,
             Self::NoEndpoint { .. } | Self::NoWaypoint { .. } => ResponseFlag::NoHealthyUpstream,
         }
     }
@@ -250,6 +263,7 @@ pub fn decide(
             pod: None,
             source: None,
             identity: None,
+            security: ConnectionSecurity::None,
             service: None,
             outcome: Err(Refusal::DialledDirectly),
         };
@@ -276,17 +290,19 @@ fn decide_outbound(
     destination: SocketAddr,
 ) -> Decision {
     let source = snapshot.workload_by_address(client.ip());
+    let identity = proven(snapshot, pod);
     let decision = |service, outcome| Decision {
         direction: Direction::Outbound,
         pod: Some(Arc::clone(pod)),
         source: source.cloned(),
-        identity: proven(snapshot, pod),
+        identity: identity.clone(),
+        security: vouched(identity.as_ref()),
         service,
         outcome,
     };
     let client_addresses = Client { ip: client.ip(), others: &pod.addresses };
     let through = |waypoint: &Gateway, of: &dyn std::fmt::Display| {
-        waypoint_of(snapshot, pods, &client_addresses, waypoint, destination).unwrap_or_else(|| {
+        waypoint_of(snapshot, &client_addresses, waypoint, destination).unwrap_or_else(|| {
             Err(Refusal::NoWaypoint { waypoint: waypoint.address.to_string(), destination: of.to_string() })
         })
     };
@@ -343,6 +359,10 @@ fn decide_service(
     Ok(Target::Service { entry: Arc::clone(entry), port })
 }
 
+fn vouched(identity: Option<&Arc<Identity>>) -> ConnectionSecurity {
+    identity.map_or(ConnectionSecurity::None, |_| ConnectionSecurity::SameNode)
+}
+
 /// Who an enrolled pod is known to be, once its device is: packets with its address from any other are dropped.
 fn proven(snapshot: &Snapshot, pod: &LocalPod) -> Option<Arc<Identity>> {
     pod.device.as_ref().map(|_| Arc::new(pod.identity(&snapshot.node().trust_domain)))
@@ -364,6 +384,7 @@ fn decide_inbound(
         SourceAddress::Preserved(client.ip())
     };
     let workload = snapshot.workload_by_address(destination.ip());
+    let identity = pods.enrolled_by_address(client.ip()).and_then(|client| proven(snapshot, client));
     let target = Target::Single(Upstream {
         address: destination,
         workload: workload.cloned(),
@@ -377,7 +398,8 @@ fn decide_inbound(
         direction: Direction::Inbound,
         pod: Some(Arc::clone(pod)),
         source: snapshot.workload_by_address(client.ip()).cloned(),
-        identity: pods.enrolled_by_address(client.ip()).and_then(|client| proven(snapshot, client)),
+        security: vouched(identity.as_ref()),
+        identity,
         service: None,
         outcome: Ok(target),
     }
@@ -407,6 +429,7 @@ fn decide_stray(
         pod: None,
         source: snapshot.workload_by_address(client.ip()).cloned(),
         identity: None,
+        security: ConnectionSecurity::None,
         service: None,
         outcome: Ok(Target::Single(upstream)),
     }
@@ -422,6 +445,21 @@ impl Decision {
             }
             Ok(Target::Waypoint { .. }) => tunnel::waypoint_address(snapshot, endpoint, destination).is_ok(),
             Ok(Target::Single(_)) | Err(_) => false,
+        }
+    }
+
+    /// The address of an endpoint of the service the connection leads to, if it is of this network.
+    pub fn endpoint_address(
+        &self,
+        snapshot: &Snapshot,
+        endpoint: &Endpoint,
+        destination: SocketAddr,
+    ) -> Option<SocketAddr> {
+        match &self.outcome {
+            Ok(Target::Service { entry, port }) if endpoint.workload.network == snapshot.node().network => {
+                endpoint_address(&entry.service, endpoint, *port, destination.ip()).ok()
+            }
+            _ => None,
         }
     }
 

@@ -4,30 +4,40 @@
 //! happen twice.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fastrand::Rng;
+use mesh_xds::identity::Identity;
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
+use super::authorize::{NotAllowed, authorize};
 use super::balance::{self, Tried};
-use super::connection::{Accepted, Identified};
-use super::decision::{Target, Upstream};
+use super::connection::{Identified, Origin, ServerStream};
+use super::decision::{Target, TunnelPath, Upstream};
+use super::guards::Guard;
 use super::limits::{LimitReached, Permit};
 use super::socket::{self, Stream};
+use super::tunnel::{TunnelError, TunnelRoute, TunnelStream, baggage};
 use super::worker::Worker;
 use crate::config::{ActiveConnection, Endpoint, ServiceEntry};
+use crate::identity::NoCredentials;
 use crate::telemetry::{ConnectFailure, ConnectionEnd, Incident, ResponseFlag};
 
 /// An open connection to an upstream.
 pub(super) struct Dialled {
-    pub(super) stream: Stream,
+    pub(super) stream: ServerStream,
     pub(super) upstream: Upstream,
+    /// Who it has proved to be.
+    pub(super) peer: Option<Arc<Identity>>,
     pub(super) attempts: u32,
     /// Counts it as load of the endpoint.
     pub(super) active: Option<ActiveConnection>,
     /// One of the connections of the pod it leads to, where this agent answers for that.
     pub(super) permit: Option<Permit>,
+    /// Ends the connection when policy no longer allows it, where this agent answers for the server.
+    pub(super) guard: Option<Guard>,
 }
 
 /// No upstream could be connected to.
@@ -43,8 +53,68 @@ pub(super) struct DialError {
 pub(super) enum AttemptError {
     #[error(transparent)]
     Limit(#[from] LimitReached),
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    #[error("no identity to open a tunnel with: {0}")]
+    NoIdentity(Box<str>),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     #[error("{0}{advice}", advice = advice(.0))]
     Connect(#[from] io::Error),
+}
+
+impl AttemptError {
+    /// The kind of refusal, for reports.
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Limit(_) => ResponseFlag::Overflow,
+            Self::NotAllowed(reason) => reason.flag(),
+            Self::NoIdentity(_) => ResponseFlag::NoIdentity,
+            Self::Tunnel(error) => error.flag(),
+            Self::Connect(error) if ConnectFailure::from(error) == ConnectFailure::Exhausted => {
+                ResponseFlag::Overflow
+            }
+            Self::Connect(_) => ResponseFlag::UpstreamConnectionFailure,
+        }
+    }
+
+    /// What it says about whether another endpoint might do.
+    fn lesson(&self) -> Lesson {
+        let failure = match self {
+            // One on this node takes no tunnel.
+            Self::Limit(_) | Self::NoIdentity(_) => return Lesson::TryAnother,
+            // They would all be asked in the same name, for the same service.
+            Self::NotAllowed(_) => return Lesson::GiveUp,
+            Self::Tunnel(error) if error.flag().is_policy() => return Lesson::GiveUp,
+            Self::Tunnel(error) => match error.cause.connect_failure() {
+                Some(failure) => Some(failure),
+                None => return Lesson::TryAnother,
+            },
+            Self::Connect(error) => Some(ConnectFailure::from(error)),
+        };
+        match failure {
+            // The client has no port left towards this one.
+            Some(ConnectFailure::AddressInUse) => Lesson::TryAnother,
+            Some(ConnectFailure::Exhausted) => Lesson::GiveUp,
+            Some(_) | None => Lesson::Avoid,
+        }
+    }
+}
+
+impl From<NoCredentials> for AttemptError {
+    fn from(reason: NoCredentials) -> Self {
+        Self::NoIdentity(reason.to_string().into())
+    }
+}
+
+/// What a failed attempt teaches.
+enum Lesson {
+    /// Another endpoint may do; this one is as good as before.
+    TryAnother,
+    /// Another endpoint may do, and this one had better be left alone for a while.
+    Avoid,
+    /// No other would do.
+    GiveUp,
 }
 
 fn advice(error: &io::Error) -> &'static str {
@@ -68,129 +138,174 @@ impl From<&DialError> for ConnectionEnd {
                 detail: Some("no endpoint was left to try".into()),
             };
         };
-        let flag = match cause {
-            AttemptError::Limit(_) => ResponseFlag::Overflow,
-            AttemptError::Connect(error) if ConnectFailure::from(error) == ConnectFailure::Exhausted => {
-                ResponseFlag::Overflow
-            }
-            AttemptError::Connect(_) => ResponseFlag::UpstreamConnectionFailure,
-        };
         let tried = if error.attempts > 1 { format!(", attempt {}", error.attempts) } else { String::new() };
-        Self { flag, detail: Some(format!("{}{tried}: {cause}", upstream.address)) }
+        Self { flag: cause.flag(), detail: Some(format!("{}{tried}: {cause}", upstream.address)) }
     }
 }
 
 /// Connects to where the decision leads.
 pub(super) async fn dial(
     worker: &Worker,
-    accepted: &Accepted,
+    origin: &Origin,
     identified: &Identified,
     target: &Target,
 ) -> Result<Dialled, DialError> {
-    let deadline = Instant::now() + worker.settings.connect_timeout;
+    let dialling =
+        Dialling { worker, origin, identified, deadline: Instant::now() + worker.settings.connect_timeout };
     match target {
-        Target::Single(upstream) => attempt(worker, upstream.clone(), deadline, 1)
+        Target::Single(upstream) => dialling
+            .attempt(upstream.clone(), dialling.deadline, 1)
             .await
             .map_err(|last| DialError { attempts: 1, last: Some(last) }),
-        Target::Service { entry, .. } | Target::Waypoint { entry, .. } => {
-            dial_service(worker, accepted, identified, entry, deadline).await
-        }
+        Target::Service { entry, .. } | Target::Waypoint { entry, .. } => dialling.dial_service(entry).await,
     }
 }
 
-async fn dial_service(
-    worker: &Worker,
-    accepted: &Accepted,
-    identified: &Identified,
-    entry: &ServiceEntry,
+/// The attempts to connect one connection.
+struct Dialling<'a> {
+    worker: &'a Worker,
+    origin: &'a Origin,
+    identified: &'a Identified,
     deadline: Instant,
-) -> Result<Dialled, DialError> {
-    let settings = &worker.settings;
-    let max_attempts = u32::try_from(settings.max_attempts).unwrap_or(u32::MAX);
-    let upstream_of = |endpoint: &Endpoint| identified.endpoint_upstream(accepted, endpoint);
-    // What this client's kernel sends there straight is not sent there by the agent as well
-    let left = identified.left_to_kernel(worker, accepted);
-    let reserved = |endpoint: &Endpoint| {
-        !left.is_empty() && upstream_of(endpoint).is_ok_and(|upstream| left.contains(&upstream.address))
-    };
-    let mut rng = Rng::new();
-    let mut tried = Tried::default();
-    let mut failed = DialError { attempts: 0, last: None };
-    while failed.attempts < max_attempts && Instant::now() < deadline {
-        // Choose
-        let usable = |endpoint: &Endpoint| identified.is_usable(accepted, endpoint);
-        let Some((position, endpoint)) =
-            balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
-        else {
-            break;
-        };
-        let Ok(upstream) = upstream_of(endpoint) else {
-            break;
-        };
-        tried.add(position);
-        failed.attempts += 1;
-
-        // Connect; the last attempt may use all the time that is left
-        let is_last = failed.attempts == max_attempts || entry.endpoints.len() == 1;
-        let attempt_deadline =
-            if is_last { deadline } else { deadline.min(Instant::now() + settings.attempt_timeout) };
-        let (upstream, error) = match attempt(worker, upstream, attempt_deadline, failed.attempts).await {
-            Ok(dialled) => return Ok(dialled),
-            Err(failure) => failure,
-        };
-
-        // Learn
-        let failure = match &error {
-            AttemptError::Connect(error) => Some(ConnectFailure::from(error)),
-            AttemptError::Limit(_) => None,
-        };
-        failed.last = Some((upstream, error));
-        match failure {
-            // The endpoint is full, or the client has no port left towards it: another may do.
-            None | Some(ConnectFailure::AddressInUse) => {}
-            // No other would do.
-            Some(ConnectFailure::Exhausted) => break,
-            Some(
-                ConnectFailure::Refused
-                | ConnectFailure::Unreachable
-                | ConnectFailure::TimedOut
-                | ConnectFailure::Other,
-            ) => balance::note_failure(entry, endpoint, Instant::now()),
-        }
-    }
-    Err(failed)
 }
 
-async fn attempt(
-    worker: &Worker,
-    upstream: Upstream,
-    deadline: Instant,
-    attempts: u32,
-) -> Result<Dialled, (Upstream, AttemptError)> {
-    // Authorize, as the server's side, where the connection will not be steered through it
-    let permit = match &upstream.server_side {
-        Some(pod) => match worker.limits.admit_pod(&pod.uid) {
-            Ok(permit) => Some(permit),
-            Err(limit) => return Err((upstream, limit.into())),
-        },
-        None => None,
-    };
-    // Counted from here on: a burst of connections must see those of it that are still connecting.
-    let active = upstream.load.as_ref().map(|load| load.enter());
-    let connecting = socket::connect(upstream.address, upstream.source.preserved(), &worker.settings);
-    let remaining = deadline.saturating_duration_since(Instant::now());
-    let outcome =
-        timeout(remaining, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    match outcome {
-        Ok(tcp) => {
-            if let Some(load) = &upstream.load {
-                load.succeeded();
+impl Dialling<'_> {
+    async fn dial_service(&self, entry: &ServiceEntry) -> Result<Dialled, DialError> {
+        let Self { worker, origin, identified, deadline } = *self;
+        let settings = &worker.settings;
+        let max_attempts = u32::try_from(settings.max_attempts).unwrap_or(u32::MAX);
+        // What this client's kernel sends there straight is not sent there by the agent as well
+        let left = identified.left_to_kernel(worker, origin);
+        let reserved = |endpoint: &Endpoint| {
+            !left.is_empty()
+                && identified
+                    .endpoint_address(origin, endpoint)
+                    .is_some_and(|address| left.contains(&address))
+        };
+        let mut rng = Rng::new();
+        let mut tried = Tried::default();
+        let mut failed = DialError { attempts: 0, last: None };
+        while failed.attempts < max_attempts && Instant::now() < deadline {
+            // Choose
+            let usable = |endpoint: &Endpoint| identified.is_usable(origin, endpoint);
+            let Some((position, endpoint)) =
+                balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
+            else {
+                break;
+            };
+            let Ok(upstream) = identified.endpoint_upstream(origin, endpoint) else {
+                break;
+            };
+            tried.add(position);
+            failed.attempts += 1;
+
+            // Connect; the last attempt may use all the time that is left
+            let is_last = failed.attempts == max_attempts || entry.endpoints.len() == 1;
+            let attempt_deadline =
+                if is_last { deadline } else { deadline.min(Instant::now() + settings.attempt_timeout) };
+            let (upstream, error) = match self.attempt(upstream, attempt_deadline, failed.attempts).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(failure) => failure,
+            };
+
+            // Learn
+            let lesson = error.lesson();
+            failed.last = Some((upstream, error));
+            match lesson {
+                Lesson::TryAnother => {}
+                Lesson::Avoid => balance::note_failure(entry, endpoint, Instant::now()),
+                Lesson::GiveUp => break,
             }
-            Ok(Dialled { stream: Stream::new(tcp), upstream, attempts, active, permit })
         }
-        Err(error) => {
-            worker.observer.incident(Incident::ConnectFailure(ConnectFailure::from(&error)));
-            Err((upstream, error.into()))
+        Err(failed)
+    }
+
+    async fn attempt(
+        &self,
+        upstream: Upstream,
+        deadline: Instant,
+        attempts: u32,
+    ) -> Result<Dialled, (Upstream, AttemptError)> {
+        match self.open(&upstream, deadline).await {
+            Ok(opened) => {
+                let Opened { stream, peer, active, permit, guard } = opened;
+                Ok(Dialled { stream, upstream, peer, attempts, active, permit, guard })
+            }
+            Err(error) => Err((upstream, error)),
         }
     }
+
+    async fn open(&self, upstream: &Upstream, deadline: Instant) -> Result<Opened, AttemptError> {
+        let Self { worker, origin, identified, .. } = *self;
+        // Authorize, as the server's side, where the connection will not be steered through it
+        let (mut permit, mut guard, mut peer) = (None, None, None);
+        if let Some(pod) = &upstream.server_side {
+            permit = Some(worker.limits.admit_pod(&pod.uid)?);
+            let subject = identified.subject(origin, pod, upstream.address);
+            guard = Some(authorize(worker, subject).await?);
+            peer = Some(Arc::new(pod.identity(identified.trust_domain())));
+        }
+
+        // Counted from here on: a burst of connections must see those of it that are still connecting.
+        let active = upstream.load.as_ref().map(|load| load.enter());
+        let stream = match &upstream.tunnel {
+            Some(path) => {
+                let tunnel = self.open_tunnel(upstream, path, deadline).await?;
+                peer = tunnel.peer().cloned();
+                ServerStream::Tunnel(Box::new(tunnel))
+            }
+            None => ServerStream::Tcp(self.connect(upstream, deadline).await?),
+        };
+        if let Some(load) = &upstream.load {
+            load.succeeded();
+        }
+        Ok(Opened { stream, peer, active, permit, guard })
+    }
+
+    async fn connect(&self, upstream: &Upstream, deadline: Instant) -> Result<Stream, AttemptError> {
+        let connecting =
+            socket::connect(upstream.address, upstream.source.preserved(), &self.worker.settings);
+        let outcome = timeout_at(deadline.into(), connecting)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        outcome.map(Stream::new).map_err(|error| {
+            self.worker.observer.incident(Incident::ConnectFailure(ConnectFailure::from(&error)));
+            error.into()
+        })
+    }
+
+    async fn open_tunnel(
+        &self,
+        upstream: &Upstream,
+        path: &Arc<TunnelPath>,
+        deadline: Instant,
+    ) -> Result<TunnelStream, AttemptError> {
+        let Self { worker, origin, identified, .. } = *self;
+        // Only a pod whose device is known can have an identity: nobody else sends with its address.
+        let Some(identity) = &identified.decision.identity else {
+            return Err(AttemptError::NoIdentity("the client's device on this node is not known yet".into()));
+        };
+        let credentials = worker.credentials(identity, deadline).await?;
+        let decision = &identified.decision;
+        let route = TunnelRoute {
+            credentials,
+            source: upstream.source.preserved(),
+            path: Arc::clone(path),
+            client: origin.client,
+            service: decision.service.as_ref().map(|service| Arc::clone(&service.id.hostname)),
+            baggage: decision.source.as_deref().map(baggage),
+            trace_parent: None,
+        };
+        let tunnel = worker.tunnels.open(&route, deadline).await?;
+        Ok(tunnel)
+    }
+}
+
+/// What one attempt came to.
+struct Opened {
+    stream: ServerStream,
+    peer: Option<Arc<Identity>>,
+    active: Option<ActiveConnection>,
+    permit: Option<Permit>,
+    guard: Option<Guard>,
 }

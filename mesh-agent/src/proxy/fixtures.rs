@@ -9,20 +9,20 @@ use crate::config::{
 };
 use crate::pods::{FailureMode, LocalPod, LocalPods, Redirection};
 
-pub(super) fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(super) fn at(text: &str) -> SocketAddr {
+pub(crate) fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-pub(super) fn service_name(name: &str) -> ServiceName {
+pub(crate) fn service_name(name: &str) -> ServiceName {
     ServiceName { namespace: "shop".into(), hostname: name.into() }
 }
 
 /// A service with port 80 and no target port of its own.
-pub(super) fn service(name: &str, addresses: &[&str]) -> Service {
+pub(crate) fn service(name: &str, addresses: &[&str]) -> Service {
     let address = |text: &&str| NetworkAddress { network: "".into(), address: ip(text) };
     Service {
         id: service_name(name),
@@ -36,7 +36,7 @@ pub(super) fn service(name: &str, addresses: &[&str]) -> Service {
 }
 
 /// A workload on `node` that serves port 80 of `services` on its port 8080.
-pub(super) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&str]) -> Workload {
+pub(crate) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&str]) -> Workload {
     let ports = vec![PortMapping { service_port: 80, target_port: 8080 }];
     Workload {
         uid: format!("c//Pod/shop/{name}").into(),
@@ -68,7 +68,7 @@ pub(super) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
 }
 
 /// The local pod of a workload.
-pub(super) fn pod(workload: &Workload, enrolled: bool) -> LocalPod {
+pub(crate) fn pod(workload: &Workload, enrolled: bool) -> LocalPod {
     LocalPod {
         uid: Arc::clone(&workload.uid),
         name: Arc::clone(&workload.name),
@@ -83,11 +83,11 @@ pub(super) fn pod(workload: &Workload, enrolled: bool) -> LocalPod {
     }
 }
 
-pub(super) fn pods(pods: impl IntoIterator<Item = LocalPod>) -> LocalPods {
+pub(crate) fn pods(pods: impl IntoIterator<Item = LocalPod>) -> LocalPods {
     LocalPods::new(pods.into_iter().map(Arc::new))
 }
 
-pub(super) fn snapshot(
+pub(crate) fn snapshot(
     services: impl IntoIterator<Item = Service>,
     workloads: impl IntoIterator<Item = Workload>,
 ) -> Arc<Snapshot> {

@@ -2,51 +2,56 @@
 
 use std::rc::Rc;
 
-use super::connection::{Accepted, Identified, Refused, Server, while_client_waits};
+use super::authorize::authorize;
+use super::connection::{Accepted, Identified, Origin, Refused, Server, relay_to, while_client_waits};
 use super::dial::dial;
-use super::relay::relay;
 use super::report::Report;
 use super::worker::Worker;
 
 /// Takes the connection from its decision to its end. Whatever ends it early drops its sockets, and that resets
 /// them: the client sees a refusal at once.
 pub(super) async fn serve(worker: Rc<Worker>, mut accepted: Box<Accepted>, identified: Box<Identified>) {
-    let mut report = Report::new(&worker, &accepted, &identified.decision);
+    let mut report = Report::new(&worker, &accepted.origin, &identified);
 
     // Authorize, connect. Boxed: it takes room that is given back before the relay, which may last for days.
-    let opening = Box::pin(open(&worker, &accepted, identified, &mut report));
-    let mut server = match opening.await {
+    let opening = Box::pin(open(&worker, &accepted.origin, identified, &mut report));
+    let mut server = match while_client_waits(&accepted.stream, opening).await {
         Ok(server) => server,
         Err(refused) => return report.refused(&refused),
     };
 
     // Relay
-    let idle_timeout = worker.settings.idle_timeout;
-    let (client, server_stream) = (&mut accepted.stream, &mut server.stream);
-    let end = relay(client, server_stream, &server.traffic, &worker.buffers, idle_timeout).await;
+    let end = relay_to(&worker, &mut accepted.stream, &mut server).await;
 
     // Report
-    report.closed(&end.into());
+    report.closed(&end);
 }
 
-async fn open(
+/// Opens the server's side of a connection to a local pod, however it reached the node.
+pub(super) async fn open(
     worker: &Worker,
-    accepted: &Accepted,
+    origin: &Origin,
     identified: Box<Identified>,
     report: &mut Report,
 ) -> Result<Server, Refused> {
-    // Authorize: what may be open to a pod, for policy has no say yet in who comes
+    let decision = &identified.decision;
+    let target = decision.outcome.as_ref()?;
+
+    // Authorize: by what may be open to a pod, and by policy
     let of_node = worker.limits.admit()?;
-    let pod = identified.decision.pod.as_ref();
-    let of_pod = pod.map(|pod| worker.limits.admit_pod(&pod.uid)).transpose()?;
+    let (mut of_pod, mut guard) = (None, None);
+    if let Some(pod) = &decision.pod {
+        of_pod = Some(worker.limits.admit_pod(&pod.uid)?);
+        let subject = identified.subject(origin, pod, origin.destination);
+        let refused = |reason| Refused::from(reason).on_the_way_to(&decision.outcome);
+        guard = Some(authorize(worker, subject).await.map_err(refused)?);
+    }
 
     // Connect, with the client's own address
-    let target = identified.decision.outcome.as_ref()?;
-    let dialling = dial(worker, accepted, &identified, target);
-    let dialled = while_client_waits(&accepted.stream, dialling).await?;
+    let dialled = dial(worker, origin, &identified, target).await?;
 
     // Report that it is open
-    let traffic = report.opened(&dialled.upstream, dialled.attempts);
+    let traffic = report.opened(&dialled.upstream, dialled.peer.as_ref(), dialled.attempts);
     let _hold = (dialled.active, [Some(of_node), of_pod, dialled.permit]);
-    Ok(Server { stream: dialled.stream, traffic, _hold })
+    Ok(Server { stream: dialled.stream, traffic, guard, _hold })
 }

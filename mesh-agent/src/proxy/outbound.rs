@@ -2,40 +2,37 @@
 
 use std::rc::Rc;
 
-use super::connection::{Accepted, Identified, Refused, Server, while_client_waits};
+use super::connection::{Accepted, Identified, Origin, Refused, Server, relay_to, while_client_waits};
 use super::dial::dial;
-use super::relay::relay;
 use super::report::Report;
 use super::worker::Worker;
 
 /// Takes the connection from its decision to its end. Whatever ends it early drops its sockets, and that resets
 /// them: the client sees a refusal at once.
 pub(super) async fn serve(worker: Rc<Worker>, mut accepted: Box<Accepted>, identified: Box<Identified>) {
-    let mut report = Report::new(&worker, &accepted, &identified.decision);
+    let mut report = Report::new(&worker, &accepted.origin, &identified);
 
-    // Authorize, route, connect. Boxed: it takes room that is given back before the relay, which may last for days.
-    let opening = Box::pin(open(&worker, &accepted, identified, &mut report));
-    let mut server = match opening.await {
+    // Route, authorize, connect. Boxed: it takes room that is given back before the relay, which may last for days.
+    let opening = Box::pin(open(&worker, &accepted.origin, identified, &mut report));
+    let mut server = match while_client_waits(&accepted.stream, opening).await {
         Ok(server) => server,
         Err(refused) => return report.refused(&refused),
     };
 
     // Relay
-    let idle_timeout = worker.settings.idle_timeout;
-    let (client, server_stream) = (&mut accepted.stream, &mut server.stream);
-    let end = relay(client, server_stream, &server.traffic, &worker.buffers, idle_timeout).await;
+    let end = relay_to(&worker, &mut accepted.stream, &mut server).await;
 
     // Report
-    report.closed(&end.into());
+    report.closed(&end);
 }
 
 async fn open(
     worker: &Worker,
-    accepted: &Accepted,
+    origin: &Origin,
     identified: Box<Identified>,
     report: &mut Report,
 ) -> Result<Server, Refused> {
-    // Authorize: what a pod may have open, for policy has no say yet in where it goes
+    // What a pod may have open
     let of_node = worker.limits.admit()?;
     let pod = identified.decision.pod.as_ref();
     let of_pod = pod.map(|pod| worker.limits.admit_pod(&pod.uid)).transpose()?;
@@ -43,12 +40,11 @@ async fn open(
     // Route
     let target = identified.decision.outcome.as_ref()?;
 
-    // Connect, to another endpoint where one does not answer
-    let dialling = dial(worker, accepted, &identified, target);
-    let dialled = while_client_waits(&accepted.stream, dialling).await?;
+    // Authorize where the server is a pod of this node, and connect, to another endpoint where one does not answer
+    let dialled = dial(worker, origin, &identified, target).await?;
 
     // Report that it is open
-    let traffic = report.opened(&dialled.upstream, dialled.attempts);
+    let traffic = report.opened(&dialled.upstream, dialled.peer.as_ref(), dialled.attempts);
     let _hold = (dialled.active, [Some(of_node), of_pod, dialled.permit]);
-    Ok(Server { stream: dialled.stream, traffic, _hold })
+    Ok(Server { stream: dialled.stream, traffic, guard: dialled.guard, _hold })
 }

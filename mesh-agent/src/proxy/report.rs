@@ -8,7 +8,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::connection::{Accepted, Refused};
+use mesh_xds::identity::Identity;
+
+use super::connection::{Identified, Origin, Refused};
 use super::decision::{Decision, Target, Upstream};
 use super::worker::Worker;
 use crate::config::{Service, Workload};
@@ -38,13 +40,56 @@ struct Facts {
     original_destination: SocketAddr,
     source: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
+    proof: Proof,
     transport: Transport,
     opened_at: SystemTime,
     opened: Instant,
 }
 
+/// What has been proved of a connection's two ends.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Proof {
+    pub(super) source: Option<Arc<Identity>>,
+    pub(super) destination: Option<Arc<Identity>>,
+    pub(super) security: ConnectionSecurity,
+}
+
+impl Proof {
+    /// What is known when the connection is accepted.
+    fn of(decision: &Decision, trust_domain: &Arc<str>) -> Self {
+        let source = decision.identity.clone();
+        match decision.direction {
+            // Whether the server knows the client is seen once it is connected to.
+            Direction::Outbound => Self { source, ..Self::default() },
+            Direction::Inbound => {
+                let pod = decision.pod.as_ref();
+                let destination = pod.map(|pod| Arc::new(pod.identity(trust_domain)));
+                Self { source, destination, security: decision.security }
+            }
+        }
+    }
+
+    /// What is known once it is connected, or was to be.
+    fn towards(&self, upstream: &Upstream, peer: Option<&Arc<Identity>>) -> Self {
+        let security = if upstream.tunnel.is_some() && peer.is_some() {
+            ConnectionSecurity::MutualTls
+        } else if upstream.server_side.is_some() && self.source.is_some() {
+            ConnectionSecurity::SameNode
+        } else {
+            self.security
+        };
+        Self {
+            source: self.source.clone(),
+            destination: peer.or(self.destination.as_ref()).cloned(),
+            security,
+        }
+    }
+}
+
 impl Report {
-    pub(super) fn new(worker: &Rc<Worker>, accepted: &Accepted, decision: &Decision) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, origin: &Origin, identified: &Identified) -> Self {
+        let decision = &identified.decision;
+        let proof = Proof::of(decision, identified.trust_domain());
         let transport = match &decision.outcome {
             Ok(Target::Single(upstream)) => upstream.path.transport(),
             Ok(Target::Waypoint { .. }) => Transport::Hbone,
@@ -52,21 +97,28 @@ impl Report {
         };
         let facts = Box::new(Facts {
             direction: decision.direction,
-            client: accepted.client,
-            original_destination: accepted.original_destination,
+            client: origin.client,
+            original_destination: origin.destination,
             source: decision.source.clone(),
             service: decision.service.clone(),
+            proof,
             transport,
-            opened_at: accepted.opened_at,
-            opened: accepted.opened,
+            opened_at: origin.opened_at,
+            opened: origin.opened,
         });
         Self { worker: Rc::clone(worker), state: State::Deciding(facts) }
     }
 
     /// The connection is open on both sides; returns what its bytes are counted in.
-    pub(super) fn opened(&mut self, upstream: &Upstream, attempts: u32) -> Arc<Traffic> {
+    pub(super) fn opened(
+        &mut self,
+        upstream: &Upstream,
+        peer: Option<&Arc<Identity>>,
+        attempts: u32,
+    ) -> Arc<Traffic> {
         let traffic = Arc::default();
-        if let State::Deciding(facts) = &self.state {
+        if let State::Deciding(facts) = &mut self.state {
+            facts.proof = facts.proof.towards(upstream, peer);
             let own = Arc::new(facts.record(&self.worker, Some(upstream), attempts, &traffic));
             self.worker.observer.opened(&own);
             let server_side = upstream.server_side.is_some().then(|| {
@@ -81,10 +133,18 @@ impl Report {
 
     /// The connection was refused before it was open on both sides.
     pub(super) fn refused(mut self, refused: &Refused) {
-        if let State::Deciding(facts) = &self.state {
+        if let State::Deciding(facts) = &mut self.state {
             let upstream = refused.upstream.as_ref();
-            let record = facts.record(&self.worker, upstream, refused.attempts, &Arc::default());
-            self.state = State::Open(Arc::new(record), None);
+            if let Some(upstream) = upstream {
+                facts.proof = facts.proof.towards(upstream, refused.peer.as_ref());
+            }
+            let traffic = Arc::default();
+            let record = facts.record(&self.worker, upstream, refused.attempts, &traffic);
+            // What policy refuses is the server's doing, and told in its name as well.
+            let server_side = upstream
+                .filter(|upstream| upstream.server_side.is_some() && refused.end.flag.is_policy())
+                .map(|upstream| Arc::new(facts.server_side(&self.worker, upstream, &traffic)));
+            self.state = State::Open(Arc::new(record), server_side);
         }
         self.finish(&refused.end);
     }
@@ -118,6 +178,14 @@ impl Drop for Report {
 }
 
 impl Facts {
+    /// How the bytes travel between the agents of the two sides.
+    fn transport(&self, upstream: Option<&Upstream>) -> Transport {
+        match (self.direction, self.proof.security) {
+            (Direction::Inbound, ConnectionSecurity::MutualTls) => Transport::Hbone,
+            _ => upstream.map_or(self.transport, |upstream| upstream.path.transport()),
+        }
+    }
+
     fn record(
         &self,
         worker: &Worker,
@@ -128,12 +196,20 @@ impl Facts {
         ConnectionRecord {
             id: worker.next_id(),
             direction: self.direction,
-            source: Peer { address: self.client, workload: self.source.clone(), identity: None },
+            source: Peer {
+                address: self.client,
+                workload: self.source.clone(),
+                identity: self.proof.source.clone(),
+            },
             original_destination: self.original_destination,
-            destination: upstream.map(peer),
+            destination: upstream.map(|upstream| Peer {
+                address: upstream.address,
+                workload: upstream.workload.clone(),
+                identity: self.proof.destination.clone(),
+            }),
             service: self.service.clone(),
-            transport: upstream.map_or(self.transport, |upstream| upstream.path.transport()),
-            security: ConnectionSecurity::None,
+            transport: self.transport(upstream),
+            security: self.proof.security,
             attempts,
             worker: worker.index,
             opened_at: self.opened_at,
@@ -150,8 +226,4 @@ impl Facts {
             ..self.record(worker, Some(upstream), 1, traffic)
         }
     }
-}
-
-fn peer(upstream: &Upstream) -> Peer {
-    Peer { address: upstream.address, workload: upstream.workload.clone(), identity: None }
 }

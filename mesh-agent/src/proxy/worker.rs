@@ -8,22 +8,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Accepted, serve};
+use super::connection::{Accepted, Origin, serve};
+use super::guards::{self, Guards};
 use super::limits::Limits;
 use super::relay::BufferPool;
 use super::settings::ProxySettings;
 use super::socket::Stream;
+use super::tunnel::{TunnelServer, Tunnels};
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
+use crate::identity::{Credentials, Identities, Identity, NoCredentials};
 use crate::pods::LocalPods;
 use crate::telemetry::{ConnectionObserver, Incident};
 
@@ -53,6 +56,7 @@ pub(super) struct Shared {
     pub(super) connect_time: Arc<ConnectTime>,
     pub(super) observer: Arc<dyn ConnectionObserver>,
     pub(super) limits: Arc<Limits>,
+    pub(super) identities: Identities,
 }
 
 /// What the connections of one worker have in common.
@@ -60,6 +64,10 @@ pub(super) struct Worker {
     pub(super) index: usize,
     shared: Shared,
     pub(super) buffers: Rc<BufferPool>,
+    pub(super) guards: Rc<Guards>,
+    pub(super) tunnels: Tunnels,
+    pub(super) tunnel_server: TunnelServer,
+    phase: watch::Receiver<Phase>,
     connections: TaskTracker,
     reported: Cell<u64>,
 }
@@ -78,14 +86,34 @@ impl Worker {
         let Ok(original_destination) = stream.local_addr() else {
             return; // Reset while it waited in the queue.
         };
-        let accepted = Box::new(Accepted {
-            stream: Stream::new(stream),
-            client,
-            original_destination,
-            opened: Instant::now(),
-            opened_at: SystemTime::now(),
-        });
-        self.connections.spawn_local(serve(Rc::clone(self), accepted));
+        let origin = Origin::now(client, original_destination);
+        let accepted = Box::new(Accepted { stream: Stream::new(stream), origin });
+        self.spawn(serve(Rc::clone(self), accepted));
+    }
+
+    /// The credentials of a local pod's identity. Waits for the first ones of a pod that just came, unless the
+    /// authority has already failed to sign them.
+    pub(super) async fn credentials(
+        &self,
+        identity: &Identity,
+        deadline: Instant,
+    ) -> Result<Arc<Credentials>, NoCredentials> {
+        let reason = match self.identities.current(identity) {
+            Err(reason @ NoCredentials::Pending { last_error: None, .. }) => reason,
+            outcome => return outcome,
+        };
+        timeout_at(deadline.into(), self.identities.ready(identity)).await.unwrap_or(Err(reason))
+    }
+
+    /// Runs what the proxy has to wait for when it is drained.
+    pub(super) fn spawn(&self, connection: impl Future<Output = ()> + 'static) {
+        self.connections.spawn_local(connection);
+    }
+
+    /// Resolves when no more connections are taken.
+    pub(super) fn draining(&self) -> impl Future<Output = ()> + use<> {
+        let mut phase = self.phase.clone();
+        async move { reached(&mut phase, Phase::Draining).await }
     }
 
     /// An id that no other connection has, of any worker.
@@ -108,8 +136,21 @@ pub(super) fn run(
 ) -> io::Result<usize> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let buffers = BufferPool::new(shared.settings.buffer_memory);
-    let worker = Rc::new(Worker { index, shared, buffers, connections, reported: Cell::new(0) });
+    let tunnels = Tunnels::new(Arc::clone(&shared.settings), Rc::clone(&buffers));
+    let tunnel_server = TunnelServer::new(&shared.settings.tunnel);
+    let worker = Rc::new(Worker {
+        index,
+        shared,
+        buffers,
+        guards: Rc::default(),
+        tunnels,
+        tunnel_server,
+        phase: phase.clone(),
+        connections,
+        reported: Cell::new(0),
+    });
     let served = runtime.block_on(async {
+        tokio::task::spawn_local(guards::enforce(Rc::clone(&worker)));
         let mut accepting = Vec::new();
         for listener in listeners {
             let listener = TcpListener::from_std(listener)?;

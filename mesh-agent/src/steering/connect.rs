@@ -41,20 +41,20 @@ impl PodCgroup {
     }
 }
 
-/// The services of connections that the kernel balanced, for as long as it remembers. Cheap to share; asking is one
+/// The services of connections that the kernel has drawn for, for as long as it remembers. Cheap to share; asking is one
 /// system call that never waits.
 #[derive(Debug, Clone)]
 pub struct OpenedTo(Arc<HashMap<MapData, Tuple, ServicePort>>);
 
 impl OpenedTo {
-    /// The service address that the connection from `client` to `endpoint` was opened to, if the kernel chose the
-    /// endpoint.
-    pub fn service(&self, client: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+    /// The service address that the connection from `client` to `destination` was opened to. The destination is the
+    /// endpoint that the kernel drew, or the service itself where it drew one elsewhere; `None` where it drew none.
+    pub fn service(&self, client: SocketAddr, destination: SocketAddr) -> Option<SocketAddr> {
         let tuple = Tuple {
             source: client.ip().into(),
-            destination: endpoint.ip().into(),
+            destination: destination.ip().into(),
             source_port: client.port(),
-            destination_port: endpoint.port(),
+            destination_port: destination.port(),
         };
         let service = self.0.get(&tuple, 0).ok()?;
         Some(SocketAddr::new(service.address.into(), service.port))
@@ -205,7 +205,7 @@ impl Steering {
         errors
     }
 
-    /// The services of connections that the kernel balanced.
+    /// The services of connections that the kernel has drawn for.
     pub fn opened_to(&self) -> OpenedTo {
         self.lock().connect.maps.opened_to.clone()
     }

@@ -184,6 +184,11 @@ impl ResponseFlag {
         Self::NoIdentity,
     ];
 
+    /// Whether a policy refused the connection.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::Denied | Self::PlaintextRefused)
+    }
+
     /// The short form that metrics and logs carry.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ use mesh_agent::config::{
     Change, LoadBalancing, LocalNode, Locality, NetworkAddress, PortMapping, Service, ServiceName,
     ServicePort, Store, TunnelProtocol, Workload,
 };
+use mesh_agent::identity::{Identities, SystemClock, Trust};
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, Redirection};
 use mesh_agent::proxy::{Marks, Proxy, ProxyInputs, ProxySettings};
 use mesh_agent::telemetry::{
@@ -163,6 +164,7 @@ impl Mesh {
             snapshot: store.shared(),
             pods: Arc::clone(&pods),
             connect_time: Arc::default(),
+            identities: Identities::fixed(Trust::new([], Arc::new(SystemClock)), []),
             observer: Arc::clone(&recorder) as Arc<dyn ConnectionObserver>,
         };
         let proxy = Proxy::start(settings, inputs).unwrap();

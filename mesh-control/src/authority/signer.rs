@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use rcgen::{Issuer, KeyPair, PublicKeyData, SanType};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, UnixTime};
 
 use super::certificates::{Subject, Validity, leaf};
 use super::clock::{rfc3339, unix};
@@ -100,8 +101,7 @@ impl Signer {
             return Err(MaterialError::Empty { name: "root-cert.pem" });
         }
         let subject = || certificate.subject.clone();
-        let key = KeyPair::from_pem(&material.key)
-            .map_err(|error| MaterialError::Key { reason: error.to_string() })?;
+        let key = read_key(&material.key).map_err(|reason| MaterialError::Key { reason })?;
         if key.der_bytes() != certificate.public_key {
             return Err(MaterialError::KeyOfAnother { subject: subject() });
         }
@@ -199,6 +199,12 @@ impl Signer {
     pub(super) fn bundle(&self) -> &str {
         &self.bundle
     }
+}
+
+/// Passes over what other tools put before the key, such as the parameters of its curve.
+fn read_key(text: &str) -> Result<KeyPair, String> {
+    let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| error.to_string())?;
+    KeyPair::try_from(&key).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 //! Each `touch_*` marks the items that look at a resource. It is called for the old version while that is in the
 //! indexes, and for the new one once it is.
 
+mod affected;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,8 +23,8 @@ use super::Item;
 use super::index::{Index, Labelled, Selecting};
 use super::policies::Policies;
 use crate::model::{
-    AuthorizationPolicy, EndpointSlice, EntryEndpoints, Kind, Labels, Namespace, Node, ObjectName,
-    PeerAuthentication, Pod, Resource, ResourceKey, Selector, Service, ServiceEntry, WorkloadEntry,
+    EndpointSlice, EntryEndpoints, Kind, Labels, Namespace, Node, ObjectName, Pod, Resource, ResourceKey,
+    Selector, Service, ServiceEntry, WorkloadEntry,
 };
 use crate::source::Change;
 
@@ -63,11 +65,12 @@ impl Inputs {
     /// Works a change in and marks who looks at it.
     pub(super) fn apply(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
-            Change::Upsert(Resource::AuthorizationPolicy(policy)) => {
-                self.replace_policy(&policy.name.clone(), Some(policy), dirty);
-            }
             Change::Upsert(resource) => {
-                self.remove(&resource.key(), dirty);
+                let key = resource.key();
+                // A policy is replaced in one step: most of its changes touch nobody.
+                if key.kind != Kind::AuthorizationPolicy {
+                    self.remove(&key, dirty);
+                }
                 self.insert(resource, dirty);
             }
             Change::Remove(key) => self.remove(&key, dirty),
@@ -341,70 +344,6 @@ impl Inputs {
         };
         dirty.extend(self.workloads_by_label.candidates(namespace, selector));
     }
-
-    /// Puts a policy in the place of another, or of none. Workloads name the policies that select them: they look at
-    /// its selector only.
-    fn replace_policy(
-        &mut self,
-        name: &ObjectName,
-        policy: Option<Arc<AuthorizationPolicy>>,
-        dirty: &mut Dirty,
-    ) {
-        let was = self.policies.remove_authorization(name);
-        let now = policy.as_ref();
-        let (before, after) =
-            (was.and_then(|was| was.selector.clone()), now.and_then(|now| now.selector.clone()));
-        if let Some(policy) = policy {
-            self.policies.insert_authorization(policy);
-        }
-        dirty.insert(Item::AuthorizationPolicy(name.clone()));
-        if before != after {
-            for selector in before.iter().chain(&after) {
-                self.touch_selected_by_policy(&name.namespace, selector, dirty);
-            }
-        }
-    }
-
-    fn touch_peer(&self, policy: &PeerAuthentication, dirty: &mut Dirty) {
-        let namespace = &policy.name.namespace;
-        dirty.insert(Item::PeerAuthentication(policy.name.clone()));
-        match &policy.selector {
-            Some(selector) => self.touch_selected_by_policy(namespace, selector, dirty),
-            None if self.policies.is_root(namespace) => {
-                dirty.extend(self.policies.all_peers().cloned().map(Item::PeerAuthentication));
-                for namespace in self.namespaces_of_workloads() {
-                    self.touch_workloads(&namespace, dirty);
-                }
-            }
-            None => {
-                dirty.extend(self.policies.peers_in(namespace).cloned().map(Item::PeerAuthentication));
-                self.touch_workloads(namespace, dirty);
-            }
-        }
-    }
-
-    fn touch_selected_by_policy(&self, namespace: &Arc<str>, selector: &Selector, dirty: &mut Dirty) {
-        if !self.policies.is_root(namespace) {
-            return self.touch_selected(namespace, Some(selector), dirty);
-        }
-        for namespace in self.namespaces_of_workloads() {
-            self.touch_selected(&namespace, Some(selector), dirty);
-        }
-    }
-
-    fn touch_workloads(&self, namespace: &Arc<str>, dirty: &mut Dirty) {
-        dirty.extend(in_namespace(&self.pods, namespace).map(Item::Pod));
-        dirty.extend(in_namespace(&self.workload_entries, namespace).map(Item::WorkloadEntry));
-        dirty.extend(in_namespace(&self.service_entries, namespace).map(Item::ServiceEntry));
-    }
-
-    fn namespaces_of_workloads(&self) -> BTreeSet<Arc<str>> {
-        let mut namespaces = BTreeSet::new();
-        namespaces.extend(namespaces_of(&self.pods));
-        namespaces.extend(namespaces_of(&self.workload_entries));
-        namespaces.extend(namespaces_of(&self.service_entries));
-        namespaces
-    }
 }
 
 /// Addresses that tell the pod: those of a node or of a pod that is no more do not.
@@ -440,14 +379,4 @@ fn in_namespace<V>(
         .map(|(name, _)| name)
         .take_while(move |name| name.namespace == *namespace)
         .cloned()
-}
-
-/// The namespaces that have one of the resources, without looking at each resource.
-fn namespaces_of<V>(resources: &BTreeMap<ObjectName, V>) -> impl Iterator<Item = Arc<str>> {
-    let first = resources.keys().next().map(|name| Arc::clone(&name.namespace));
-    std::iter::successors(first, |namespace| {
-        // No name sorts after this one, which no namespace has: names are of ASCII.
-        let last = ObjectName::new(Arc::clone(namespace), "\u{10ffff}");
-        resources.range(last..).next().map(|(name, _)| Arc::clone(&name.namespace))
-    })
 }

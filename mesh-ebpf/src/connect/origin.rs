@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::macros::{map, sock_ops};
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::{Address, Family, LocalEndpoint, Replaced, ServicePort, Tuple, capacity};
+use mesh_common::{Address, Family, Replaced, ServicePort, Tuple, capacity};
 
 #[map]
 static CONNECTING: LruHashMap<u64, Replaced> = LruHashMap::pinned(capacity::CONNECTING, 0);
@@ -22,16 +22,11 @@ const AF_INET6: u32 = 10;
 /// The answer the kernel takes for none.
 const NO_ANSWER: u32 = 1;
 
-/// Notes that the socket is being connected to an endpoint instead of the service.
+/// Notes that the kernel has drawn for the socket, and where it is being connected to: an endpoint, or still the service.
 #[inline(always)]
-pub(super) fn replacing(
-    ctx: &SockAddrContext,
-    service: &ServicePort,
-    endpoint: &LocalEndpoint,
-) -> Result<(), i32> {
+pub(super) fn drawn(ctx: &SockAddrContext, service: &ServicePort, endpoint: ServicePort) -> Result<(), i32> {
     // SAFETY: the context is the kernel's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let endpoint = ServicePort::new(endpoint.address, endpoint.port);
     CONNECTING.insert(cookie, Replaced { service: *service, endpoint, source_port: 0 }, 0)
 }
 

@@ -8,6 +8,9 @@ use crate::proto::discovery::Resource;
 
 /// Receives resources.
 pub trait Handler {
+    /// A stream was opened, perhaps to another server than before: what comes next are its first answers.
+    fn stream_opened(&mut self) {}
+
     /// Takes in what one response brought and returns the resources that were refused. Those keep their last good
     /// version (the handler keeps its own last good value of them); all others count as accepted.
     ///
@@ -31,6 +34,8 @@ pub struct Update {
     pub resources: Vec<Resource>,
     /// Names of resources that are gone. Of an on-demand subscription also names that do not exist.
     pub removed: Vec<String>,
+    /// Resources that the client has refused already, because nothing of type [`type_url`](Self::type_url) is in them.
+    pub unreadable: Vec<Rejection>,
     /// The change goes on in the next update: a handler that wants to show its users complete changes only can
     /// wait for an update without this.
     pub more: bool,

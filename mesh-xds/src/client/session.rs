@@ -80,6 +80,7 @@ impl<H: Handler> Session<'_, H> {
         let mut responses = opened.map_err(|_| no_answer())??.into_inner();
         tracing::info!(%server, "connected to the discovery server");
         self.status.send_modify(Status::opened);
+        self.handler.stream_opened();
 
         let answer_owed = self.types.iter().any(|(_, state)| state.is_wildcard());
         loop {

@@ -32,6 +32,9 @@ pub(super) struct TypeState {
     /// Names the server was asked for, or will be by the first request.
     names: imbl::OrdSet<String>,
     held: HashMap<String, Held>,
+    /// Wildcard only: names of which no version was ever accepted. The next stream names them too, so that the server
+    /// sends them again or says that they are gone: the handler may keep something in their place.
+    refused: HashSet<String>,
 }
 
 struct Held {
@@ -54,7 +57,7 @@ impl Types {
             let held = subscription.held.into_iter();
             let held = held.map(|(name, version)| (name, Held { version, aliases: Vec::new() })).collect();
             let wildcard = subscription.wildcard;
-            (subscription.type_url, TypeState { wildcard, names: imbl::OrdSet::new(), held })
+            (subscription.type_url, TypeState { wildcard, held, ..TypeState::default() })
         });
         Self { types: types.collect() }
     }
@@ -106,9 +109,10 @@ impl Types {
             return Received { answer, update: Update::default(), rejections };
         };
 
-        let (resources, mut rejections, names) = read_resources(resources, &type_url);
+        let (resources, unreadable, names) = read_resources(resources, &type_url);
         let removed = removed_resources.into_iter().filter(|name| !names.contains(name)).collect();
-        let update = Update { type_url, resources, removed, more };
+        let update = Update { type_url, resources, removed, unreadable, more };
+        let mut rejections = update.unreadable.clone();
         rejections.extend(handler.apply(&update));
         state.hold(&update, &rejections);
         Received { answer: answer(&update.type_url, nonce, &rejections), update, rejections }
@@ -140,6 +144,7 @@ impl TypeState {
                 .held
                 .iter()
                 .map(|(name, held)| (name.clone(), held.version.clone()))
+                .chain(self.refused.iter().map(|name| (name.clone(), String::new())))
                 .collect(),
             ..Default::default()
         }
@@ -183,11 +188,18 @@ impl TypeState {
     fn hold(&mut self, update: &Update, rejections: &[Rejection]) {
         for name in &update.removed {
             self.held.remove(name);
+            self.refused.remove(name);
         }
         let rejected: HashSet<&str> = rejections.iter().map(|rejection| rejection.name.as_str()).collect();
         for resource in update.resources.iter().filter(|r| !rejected.contains(r.name.as_str())) {
             let aliases = if self.wildcard { Vec::new() } else { resource.aliases.clone() };
+            self.refused.remove(&resource.name);
             self.held.insert(resource.name.clone(), Held { version: resource.version.clone(), aliases });
+        }
+        if self.wildcard {
+            let unheld =
+                rejected.into_iter().filter(|name| !name.is_empty() && !self.held.contains_key(*name));
+            self.refused.extend(unheld.map(str::to_owned));
         }
     }
 }

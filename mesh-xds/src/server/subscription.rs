@@ -259,6 +259,8 @@ impl Subscription {
             // It may have come back meanwhile.
             let offered = table.resource(&name);
             if !offered.is_some_and(|resource| self.wildcard || wants(&self.names, resource)) {
+                // Should it come back as it was, the client does not hold it any more.
+                self.held.remove(&name);
                 batch.push_removed(&name);
             }
         }

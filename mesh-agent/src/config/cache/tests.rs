@@ -20,7 +20,7 @@ fn gone(name: &str) -> (Key, Option<Resource>) {
 }
 
 fn versions(cache: &Cache) -> Vec<(String, String)> {
-    let mut all: Vec<_> = cache.load().unwrap().into_iter().map(|r| (r.name, r.version)).collect();
+    let mut all: Vec<_> = cache.load().unwrap().resources.into_iter().map(|r| (r.name, r.version)).collect();
     all.sort();
     all
 }
@@ -33,11 +33,11 @@ fn pair(name: &str, version: &str) -> (String, String) {
 fn changes_accumulate_over_files() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::new(directory.path());
-    assert!(cache.load().unwrap().is_empty());
+    assert!(cache.load().unwrap().resources.is_empty());
     cache.merge(&Changes::from([put(resource("a", "1")), put(resource("b", "1"))])).unwrap();
     cache.merge(&Changes::from([put(resource("b", "2")), put(resource("c", "2")), gone("a")])).unwrap();
     assert_eq!(versions(&cache), [pair("b", "2"), pair("c", "2")]);
-    let value = &cache.load().unwrap()[0].resource.clone().unwrap().value;
+    let value = &cache.load().unwrap().resources[0].resource.clone().unwrap().value;
     assert_eq!(&**value, b"b");
 }
 
@@ -92,6 +92,44 @@ async fn the_writer_says_when_the_state_is_lost() {
     let task = tokio::spawn(writer.clone().run(std::future::pending(), move || lost.send(()).unwrap()));
     writer.put(resource("a", "1"));
     told.recv().await.unwrap();
-    assert!(cache.load().unwrap().is_empty());
+    assert!(cache.load().unwrap().resources.is_empty());
     task.abort();
+}
+
+#[test]
+fn a_file_from_before_there_were_policies_is_read_and_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::new(directory.path());
+    cache.merge(&Changes::from([put(resource("a", "1"))])).unwrap();
+    assert!(cache.load().unwrap().has_policies);
+
+    let mut old = fs::read(cache.path()).unwrap();
+    old[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    let end = old.len() - 4;
+    let mut sum = Hasher::new();
+    sum.update(&old[..end]);
+    old[end..].copy_from_slice(&sum.finalize().to_le_bytes());
+    fs::write(cache.path(), &old).unwrap();
+    assert_eq!(versions(&cache), [pair("a", "1")]);
+    assert!(!cache.load().unwrap().has_policies);
+
+    cache.merge(&Changes::from([put(resource("b", "1"))])).unwrap();
+    assert_eq!(versions(&cache), [pair("a", "1"), pair("b", "1")]);
+    assert!(cache.load().unwrap().has_policies);
+}
+
+#[tokio::test]
+async fn the_writer_writes_nothing_while_it_is_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::new(directory.path());
+    for released in [false, true] {
+        let writer = CacheWriter::new(cache.clone());
+        writer.hold();
+        writer.put(resource("a", "1"));
+        if released {
+            writer.release();
+        }
+        writer.run(std::future::ready(()), || panic!("not damaged")).await;
+        assert_eq!(cache.path().exists(), released);
+    }
 }

@@ -1,6 +1,7 @@
 //! Writes changes to the cache beside the traffic: gathered for a while, in one file at a time.
 
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,12 +29,21 @@ struct Shared {
     /// Bounded by the number of resources in the mesh: a later change of a resource replaces the earlier one.
     pending: Mutex<Changes>,
     changed: Notify,
+    /// What is pending is not complete: the file keeps the state before it.
+    held: AtomicBool,
 }
 
 impl CacheWriter {
     /// A writer for `cache`; [`run`](Self::run) does the writing.
     pub fn new(cache: Cache) -> Self {
-        Self { shared: Arc::new(Shared { cache, pending: Mutex::default(), changed: Notify::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                cache,
+                pending: Mutex::default(),
+                changed: Notify::new(),
+                held: AtomicBool::new(false),
+            }),
+        }
     }
 
     /// Notes that `resource` is the last good version.
@@ -44,6 +54,18 @@ impl CacheWriter {
     /// Notes that a resource is gone.
     pub fn remove(&self, type_url: &str, name: &str) {
         self.note((type_url.to_owned(), name.to_owned()), None);
+    }
+
+    /// Gathers without writing, until [`release`](Self::release): what comes next is complete only together.
+    pub fn hold(&self) {
+        self.shared.held.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes what was gathered, and goes on writing.
+    pub fn release(&self) {
+        if self.shared.held.swap(false, Ordering::Relaxed) {
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Forgets what is on disk and not written yet, because all of it comes anew.
@@ -74,6 +96,9 @@ impl CacheWriter {
     }
 
     async fn write(&self, lost: &impl Fn()) {
+        if self.shared.held.load(Ordering::Relaxed) {
+            return;
+        }
         let changes = self.take();
         if changes.is_empty() {
             return;

@@ -16,7 +16,6 @@ use super::{NotPreserved, Path, Refusal, SourceAddress, Target, Unusable, Upstre
 use crate::config::{
     Endpoint, Gateway, GatewayAddress, Service, ServiceEntry, Snapshot, TunnelProtocol, Workload,
 };
-use crate::pods::LocalPods;
 
 #[cfg(test)]
 mod tests;
@@ -65,7 +64,6 @@ fn expected(workload: &Workload, service: Option<&Service>) -> Arc<[Identity]> {
 /// The way to a waypoint. Nothing where the mesh does not know it.
 pub(super) fn waypoint_of(
     snapshot: &Snapshot,
-    pods: &LocalPods,
     client: &Client<'_>,
     waypoint: &Gateway,
     destination: SocketAddr,
@@ -85,9 +83,7 @@ pub(super) fn waypoint_of(
     };
     let workload = snapshot.workload_by_network_address(place)?;
     let address = SocketAddr::new(place.address, waypoint.hbone_port);
-    let mut upstream = to_waypoint(snapshot, client, None, workload, address, &authority);
-    upstream.server_side = pods.enrolled_by_address(place.address).cloned();
-    Some(Ok(Target::Single(upstream)))
+    Some(Ok(Target::Single(to_waypoint(snapshot, client, None, workload, address, &authority))))
 }
 
 /// Whether `workload` is one of the waypoint's own.

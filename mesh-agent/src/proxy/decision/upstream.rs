@@ -23,14 +23,19 @@ pub(crate) fn endpoint_address(
     wanted: IpAddr,
 ) -> Result<SocketAddr, Unusable> {
     let workload = &endpoint.workload;
+    let target_port = target_port(service, endpoint, port).ok_or(Unusable::NoPort)?;
+    let same_family = workload.addresses.iter().find(|address| address.is_ipv4() == wanted.is_ipv4());
+    let address = same_family.or(workload.addresses.first()).ok_or(Unusable::NoAddress)?;
+    Ok(SocketAddr::new(*address, target_port))
+}
+
+/// The port of `endpoint` behind a port of its service.
+pub(super) fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
     let of_service = || {
         let port = service.ports.iter().find(|known| known.service_port == port)?;
         (port.target_port != 0).then_some(port.target_port)
     };
-    let target_port = endpoint.target_port(port).or_else(of_service).ok_or(Unusable::NoPort)?;
-    let same_family = workload.addresses.iter().find(|address| address.is_ipv4() == wanted.is_ipv4());
-    let address = same_family.or(workload.addresses.first()).ok_or(Unusable::NoAddress)?;
-    Ok(SocketAddr::new(*address, target_port))
+    endpoint.target_port(port).or_else(of_service)
 }
 
 /// How to reach `address`, which is `workload` where the mesh knows it.
@@ -52,7 +57,8 @@ pub(super) fn upstream(
         source: source_address(client, workload, local_pod.is_some(), address.ip()),
         path,
         tunnel: tunnel.map(Arc::new),
-        server_side: local_pod.filter(steered).cloned(),
+        // A tunnel ends at the server's side by itself.
+        server_side: local_pod.filter(steered).filter(|_| path == Path::SameNode).cloned(),
     }
 }
 

@@ -117,12 +117,13 @@ async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     // Nothing is sent before it is certain who is there.
     let (_, session) = tls.get_ref();
     let chain = owned(session.peer_certificates());
-    check_peer_is(&peer_identity(Some(&chain))?, &ends.expected)?;
+    let peer = Arc::new(peer_identity(Some(&chain))?);
+    check_peer_is(&peer, &ends.expected)?;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(PeerError::Handshake("the peer does not speak HTTP/2 there".into()).into());
     }
 
-    let state: Rc<TunnelState> = Rc::default();
+    let state = TunnelState::of(peer);
     let io = Noting { tls, state: Rc::clone(&state) };
     let opened = client_builder(settings, capacity).handshake(io).await;
     let (sender, connection) = opened.map_err(|error| broken(&state, error))?;

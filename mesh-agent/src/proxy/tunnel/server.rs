@@ -98,7 +98,7 @@ impl TunnelServer {
         // Boxed: it takes room that is given back.
         let Accepted { mut connection, chain, peer } = Box::pin(self.handshake(stream, credentials)).await?;
 
-        let state: Rc<TunnelState> = Rc::default();
+        let state = TunnelState::of(Arc::clone(&peer));
         let doubt = Notify::new();
         let mut silent = pin!(silence(connection.ping_pong(), &self.settings, &doubt, || {}));
         let mut distrusted = pin!(distrust(credentials.trust(), revision, PeerSide::Client, &chain));

@@ -10,7 +10,7 @@ use h2::Reason;
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::identity::PeerError;
+use crate::identity::{Identity, PeerError};
 
 /// Why a tunnel ended. Its streams report it instead of what `h2` makes of it.
 #[derive(Debug, Clone, Error)]
@@ -29,6 +29,8 @@ pub enum TunnelEnd {
 /// The state of one tunnel.
 #[derive(Default)]
 pub(super) struct TunnelState {
+    /// Who is at the other end, proven.
+    peer: Option<Arc<Identity>>,
     streams: Cell<usize>,
     end: OnceCell<TunnelEnd>,
     /// Told when the last stream ends and when the first one starts.
@@ -36,6 +38,11 @@ pub(super) struct TunnelState {
 }
 
 impl TunnelState {
+    /// Of a tunnel whose other end has proved to be `peer`.
+    pub(super) fn of(peer: Arc<Identity>) -> Rc<Self> {
+        Rc::new(Self { peer: Some(peer), ..Self::default() })
+    }
+
     /// Counts a stream until the guard is dropped.
     pub(super) fn enter(self: &Rc<Self>) -> Guard {
         self.streams.set(self.streams.get() + 1);
@@ -108,6 +115,11 @@ impl std::error::Error for StreamError {}
 pub(super) struct Guard(Rc<TunnelState>);
 
 impl Guard {
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> Option<&Arc<Identity>> {
+        self.0.peer.as_ref()
+    }
+
     /// What to tell about an error of the stream.
     pub(super) fn broken(&self, error: h2::Error) -> io::Error {
         self.0.broken(error)

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,6 +13,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::ReadBuf;
 
 use super::state::Guard;
+use crate::identity::Identity;
 use crate::proxy::relay::Buffer;
 
 /// Chunks of a stream that are not written to the tunnel's socket yet. Two: one is written while the other is filled.
@@ -63,6 +65,11 @@ impl TunnelStream {
             },
             far,
         }
+    }
+
+    /// Who is at the other end of the tunnel, proven.
+    pub fn peer(&self) -> Option<&Arc<Identity>> {
+        self.send.tunnel.peer()
     }
 }
 

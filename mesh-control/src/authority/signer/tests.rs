@@ -19,7 +19,10 @@ fn params(name: &str, authority: bool) -> CertificateParams {
 }
 
 fn root(name: &str) -> Made {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    root_with(KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(), name)
+}
+
+fn root_with(key: KeyPair, name: &str) -> Made {
     let params = params(name, true);
     Made { pem: params.self_signed(&key).unwrap().pem(), params, key }
 }
@@ -65,6 +68,21 @@ fn istios_layouts_sign() {
         verify(&signed.chain, signer.bundle(), start()).unwrap();
         assert!(!signer.bundle().contains('#'), "certificates only");
     }
+}
+
+/// As Istio's scripts and `openssl ecparam -genkey` write them.
+#[test]
+fn keys_are_read_as_other_tools_write_them() {
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let top = root_with(rsa, "rsa");
+    let signer = Signer::new(&material(&top, &[], &[&top]), start()).unwrap();
+    verify(&sign(&signer, hours(1), start()).chain, signer.bundle(), start()).unwrap();
+
+    let top = root("elliptic");
+    let mut elliptic = material(&top, &[], &[&top]);
+    let parameters = "-----BEGIN EC PARAMETERS-----\nBgUrgQQAIg==\n-----END EC PARAMETERS-----\n";
+    elliptic.key.insert_str(0, parameters);
+    Signer::new(&elliptic, start()).unwrap();
 }
 
 #[test]

@@ -292,13 +292,14 @@ fn the_oldest_of_several_counts() {
 
 #[test]
 fn a_policy_that_cannot_be_used_denies_what_it_is_for() {
-    let refused = |spec: &str| {
-        let (resources, problems) = resources(&format!("{POD}{}", policy("shop", "p", spec)));
+    let read = |policy: &str| {
+        let (resources, problems) = resources(&format!("{POD}{policy}"));
         let mut translator = Translator::new(Mesh::default());
         let delta = translator.apply(resources.into_iter().map(Change::Upsert));
         let outputs = delta.upserts.into_iter().map(|output| (output.name.name.clone(), output));
         (Translated(outputs.collect()), problems)
     };
+    let refused = |spec: &str| read(&policy("shop", "p", spec));
     for spec in [
         "action: CUSTOM, provider: {name: x}, rules: [{}]",
         "action: DENY",
@@ -319,6 +320,11 @@ fn a_policy_that_cannot_be_used_denies_what_it_is_for() {
     }
     let (output, _) = refused("selector: {matchLabels: 3}, action: CUSTOM");
     assert_eq!(output.policy("shop/p").scope(), Scope::Namespace, "it may be for any of them");
+
+    let (output, _) = read(&policy("shop", "p", "").replace("istio.io/v1", "istio.io/v3"));
+    assert!(
+        output.policy("shop/p").origin().unwrap().unwrap().unusable.starts_with("apiVersion: version \"v3\"")
+    );
 
     // These would deny nothing.
     for spec in [

@@ -224,3 +224,18 @@ fn who_missed_forgotten_removals_has_to_reconnect() {
     it.express(&["*"], &[], &[]);
     assert_eq!(it.next(), said(&["a"], &[]));
 }
+
+#[test]
+fn what_was_removed_is_sent_again_though_the_client_came_with_it() {
+    let mut it = Fixture::new(&[("b", "1"), ("d", "1")]);
+    let held = [it.put("b", &[], "2"), it.put("d", &[], "2")];
+    it.remove("d");
+    it.express(&["*"], &[], &[("b", &held[0]), ("d", &held[1])]);
+    it.express(&["b"], &[], &[]);
+    // The response is full once the removal is told.
+    let first = it.subscription.next_batch(&it.table, 1, Removals::Announced).unwrap().unwrap();
+    assert_eq!(first.removed, ["d"]);
+    it.put("d", &[], "2");
+    let sent: Vec<String> = it.drain(NO_LIMIT).into_iter().flat_map(|(names, _)| names).collect();
+    assert!(sent.iter().any(|name| name == "d"), "{sent:?}");
+}

@@ -4,6 +4,7 @@ use super::super::super::fixtures::{at, ip, pod, pods, service, service_name, sn
 use super::super::{Decision, Explanation, decide};
 use super::*;
 use crate::config::{MutualTls, MutualTlsMode, NetworkAddress};
+use crate::pods::LocalPods;
 use crate::pods::PodDevice;
 
 const CLIENT: &str = "10.1.0.1:40000";
