@@ -43,7 +43,7 @@ pub use background::Background;
 pub use capture::{Capture, CaptureError, Captured, RunningCapture};
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
-pub use mesh::{Manifests, Mesh, MeshError, Programs};
+pub use mesh::{Manifests, Mesh, MeshError, Programs, TokenState};
 pub use netns::Namespace;
 pub use network::{NetworkError, POD_BRIDGE, UPLINK};
 pub use process::{Output, Process, ProcessError, Program};

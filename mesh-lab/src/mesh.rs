@@ -2,117 +2,35 @@
 //!
 //! Used by the demo and by the end-to-end tests, which kill, restart and reconfigure what runs here.
 
+mod authority;
+mod error;
 mod manifests;
+mod programs;
+mod ready;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
+pub use authority::TokenState;
+pub use error::MeshError;
 pub use manifests::Manifests;
+pub use programs::Programs;
 
-use crate::lab::{Lab, LabError};
+use crate::lab::Lab;
 use crate::machine::Kind;
 use crate::mounts::mount_bpffs;
-use crate::process::{Process, ProcessError};
-
-/// How long an agent or a control server may take to become ready.
-const READY: Duration = Duration::from_secs(20);
-/// How often readiness is asked for.
-const POLL: Duration = Duration::from_millis(10);
+use crate::process::Process;
+use authority::Authority;
+use ready::{ready, wait_until_ready};
 
 const CONTROL_GRPC: u16 = 15010;
+const CONTROL_TLS: u16 = 15012;
 const CONTROL_HTTP: u16 = 15014;
 const AGENT_HTTP: u16 = 15020;
-
-/// Why a mesh does not come up, or does not do what it is told.
-#[derive(Debug, thiserror::Error)]
-pub enum MeshError {
-    /// The lab.
-    #[error(transparent)]
-    Lab(#[from] LabError),
-    /// A program.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// A program of the mesh is not there.
-    #[error("{0} is not there: build it with `cargo build --workspace`, or set MESH_BIN_DIR")]
-    NotBuilt(PathBuf),
-    /// A file.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A program that does not become ready.
-    #[error("{what} is not ready: {answer}\n{log}")]
-    NotReady {
-        /// The program.
-        what: String,
-        /// Its last answer.
-        answer: String,
-        /// What it has logged.
-        log: String,
-    },
-    /// A program that should run does not, or the other way round.
-    #[error("{0}")]
-    State(String),
-    /// meshctl failed.
-    #[error("meshctl {arguments} on {node}: {said}")]
-    Meshctl {
-        /// The node.
-        node: String,
-        /// Its arguments.
-        arguments: String,
-        /// What it said.
-        said: String,
-    },
-}
-
-/// Where the mesh's programs are.
-#[derive(Debug, Clone)]
-pub struct Programs {
-    directory: PathBuf,
-}
-
-impl Programs {
-    /// Those in `$MESH_BIN_DIR`, else those beside the running program, which is where cargo puts them.
-    ///
-    /// # Errors
-    /// When one of them is missing.
-    pub fn find() -> Result<Self, MeshError> {
-        let directory = match std::env::var_os("MESH_BIN_DIR") {
-            Some(directory) => PathBuf::from(directory),
-            None => {
-                let own = std::env::current_exe()
-                    .map_err(|source| MeshError::File { path: "/proc/self/exe".into(), source })?;
-                let beside = own.parent().unwrap_or(Path::new("."));
-                // Test programs are one level down, in `deps`.
-                match beside.file_name() {
-                    Some(name) if name == "deps" => beside.parent().unwrap_or(beside).to_owned(),
-                    _ => beside.to_owned(),
-                }
-            }
-        };
-        for name in ["mesh-agent", "mesh-control", "meshctl", "mesh-lab"] {
-            let path = directory.join(name);
-            if !path.is_file() {
-                return Err(MeshError::NotBuilt(path));
-            }
-        }
-        Ok(Self { directory })
-    }
-
-    /// The program of this name.
-    #[must_use]
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
-}
 
 /// A running mesh. Dropping it ends it, and its lab with it.
 #[derive(Debug)]
@@ -123,13 +41,17 @@ pub struct Mesh {
     programs: Programs,
     directory: PathBuf,
     control_host: String,
+    control_arguments: Vec<String>,
     agent_arguments: Vec<String>,
+    /// Where certificates come from; without it, everything is plain text.
+    authority: Option<Authority>,
     detached: bool,
     lab: Lab,
 }
 
 impl Mesh {
-    /// Prepares a mesh in `lab`, with its control server on the host `control`. Nothing runs yet.
+    /// Prepares a mesh in `lab`, with its control server on the host `control`, which is its certificate authority too.
+    /// Nothing runs yet.
     ///
     /// # Errors
     /// When the programs are not built or the lab's directory cannot be prepared.
@@ -142,20 +64,45 @@ impl Mesh {
             control: None,
             agents: BTreeMap::new(),
             programs: Programs::find()?,
+            authority: Some(Authority::new(&directory)),
             directory,
             control_host: control.to_owned(),
+            control_arguments: Vec::new(),
             agent_arguments: Vec::new(),
             detached: false,
             lab,
         };
         mesh.make_directory(&mesh.manifests_directory())?;
+        for node in mesh.nodes() {
+            mesh.set_token(&node, TokenState::Good)?;
+        }
         Ok(mesh)
+    }
+
+    /// Goes without certificates: agents and control server speak plain text, and so do pods of different nodes.
+    #[must_use]
+    pub fn without_authority(mut self) -> Self {
+        self.authority = None;
+        self
+    }
+
+    /// Gives the control server these arguments too when it is started.
+    #[must_use]
+    pub fn control_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.control_arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Has certificates live for no longer than this; a root that is replaced is trusted for twice as long.
+    #[must_use]
+    pub fn certificate_lifetime(self, lifetime: Duration) -> Self {
+        self.control_arguments(["--ca-leaf-lifetime".to_owned(), format!("{}s", lifetime.as_secs())])
     }
 
     /// Gives every agent that is started from now on these arguments too.
     #[must_use]
     pub fn agent_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.agent_arguments = arguments.into_iter().map(Into::into).collect();
+        self.agent_arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
 
@@ -228,6 +175,48 @@ impl Mesh {
             .map_err(|source| MeshError::File { path, source })
     }
 
+    /// Writes a copy of a file of manifests where the control server reads them, under its own name.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn apply_file(&self, path: &Path) -> Result<(), MeshError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| MeshError::File { path: path.to_owned(), source })?;
+        self.apply(&path.file_name().unwrap_or_default().to_string_lossy(), &text)
+    }
+
+    /// Changes what the control server thinks of the token of a node's agent. It notices within two seconds.
+    ///
+    /// # Errors
+    /// When the list of tokens cannot be written.
+    pub fn set_token(&self, node: &str, state: TokenState) -> Result<(), MeshError> {
+        self.lab.node(node)?;
+        match &self.authority {
+            Some(authority) => authority.set_token(node, state),
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces the root that certificates lead to: the next one is handed out at once, signs after the overlap, and is
+    /// the only one after another. Returns what the command said.
+    ///
+    /// # Errors
+    /// When there is no authority, or it refuses.
+    pub fn rotate_root(&self) -> Result<String, MeshError> {
+        let authority = self.authority.as_ref();
+        let authority = authority.ok_or_else(|| MeshError::State("the mesh has no authority".to_owned()))?;
+        let host = self.lab.host(&self.control_host)?;
+        let program = host.program(self.programs.path("mesh-control"))?;
+        let output = program.args(["ca", "rotate", "--ca-dir"]).arg(authority.directory()).output()?;
+        if !output.status.success() {
+            return Err(MeshError::State(format!(
+                "mesh-control ca rotate: {}{}",
+                output.stdout, output.stderr
+            )));
+        }
+        Ok(output.stdout)
+    }
+
     /// Removes a file of manifests.
     ///
     /// # Errors
@@ -266,7 +255,18 @@ impl Mesh {
             .arg("--manifests")
             .arg(self.manifests_directory())
             .args(["--grpc-address", &any(CONTROL_GRPC), "--http-address", &any(CONTROL_HTTP)])
+            .args(&self.control_arguments)
             .log_to(self.directory.join("control.log"));
+        if let Some(authority) = &self.authority {
+            program = program
+                .args([
+                    "--tls-address",
+                    &any(CONTROL_TLS),
+                    "--tls-name",
+                    &self.control_address()?.to_string(),
+                ])
+                .args(authority.control_arguments());
+        }
         if self.detached {
             program = program.detached();
         }
@@ -322,14 +322,16 @@ impl Mesh {
         for directory in [self.state_directory(node), self.run_directory(node)] {
             self.make_directory(&directory)?;
         }
-        let host = self.lab.host(&self.control_host)?;
-        let address =
-            host.address().ok_or_else(|| MeshError::State("the control host has no address".to_owned()))?;
+        let address = self.control_address()?;
+        let server = match &self.authority {
+            Some(_) => format!("https://{}", SocketAddr::new(address, CONTROL_TLS)),
+            None => format!("http://{}", SocketAddr::new(address, CONTROL_GRPC)),
+        };
         let mut program = machine
             .program(self.programs.path("mesh-agent"))?
             .arg("run")
             .args(["--node-name", node, "--pod-source", "control", "--access-log", "json"])
-            .args(["--control-server", &format!("http://{}", SocketAddr::new(address, CONTROL_GRPC))])
+            .args(["--control-server", &server])
             .arg("--bpffs")
             .arg(self.bpffs())
             .arg("--state-dir")
@@ -342,6 +344,9 @@ impl Mesh {
             .log_to(self.agent_log(node));
         if let Some(root) = machine.cgroup() {
             program = program.arg("--cgroup-root").arg(root);
+        }
+        if let Some(authority) = &self.authority {
+            program = program.args(authority.agent_arguments(node));
         }
         if self.detached {
             program = program.detached();
@@ -435,6 +440,11 @@ impl Mesh {
         })
     }
 
+    fn control_address(&self) -> Result<IpAddr, MeshError> {
+        let address = self.lab.host(&self.control_host)?.address();
+        address.ok_or_else(|| MeshError::State("the control host has no address".to_owned()))
+    }
+
     fn make_directory(&self, path: &Path) -> Result<(), MeshError> {
         std::fs::create_dir_all(path).map_err(|source| MeshError::File { path: path.to_owned(), source })
     }
@@ -442,42 +452,4 @@ impl Mesh {
 
 fn any(port: u16) -> String {
     format!("[::]:{port}")
-}
-
-/// Asks until the answer is yes; else returns the last answer and the program's log.
-fn wait_until_ready(
-    process: &mut Process,
-    mut ask: impl FnMut() -> Option<Result<(), String>>,
-) -> Result<(), (String, String)> {
-    let end = Instant::now() + READY;
-    loop {
-        let answer = match ask() {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(answer)) => answer,
-            None => "cannot be asked".to_owned(),
-        };
-        if let Ok(Some(status)) = process.try_wait() {
-            return Err((format!("ended ({status})"), process.log()));
-        }
-        if Instant::now() > end {
-            return Err((answer, process.log()));
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-/// Asks the program that serves HTTP on this port of this namespace whether it is ready.
-fn ready(port: u16) -> Result<(), String> {
-    use std::io::{Read, Write};
-    let ask = || -> io::Result<String> {
-        let address = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
-        let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = ask().map_err(|error| error.to_string())?;
-    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
 }
