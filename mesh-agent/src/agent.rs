@@ -32,6 +32,7 @@ use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
 use crate::identity::{self, IdentityManager, SystemClock};
+use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
 use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch};
@@ -148,10 +149,12 @@ async fn serve_pods(
     // The data plane, without connections yet.
     let proxy_settings = proxy_settings(&settings);
     let telemetry = Telemetry::new(proxy_settings.workers.get(), &telemetry_options(&settings))?;
+    let (passage, proposals) = passage::proposals(settings.in_kernel_passage == Switch::On);
     let inputs = ProxyInputs {
         snapshot: Arc::clone(&snapshot),
         pods: Arc::clone(&pods),
         connect_time: Arc::clone(&connect_time),
+        passage,
         identities: identities.clone(),
         observer: Arc::clone(&telemetry) as _,
     };
@@ -165,6 +168,14 @@ async fn serve_pods(
         let settings = steering_settings.clone();
         move || Steering::load_or_adopt(&settings)
     })??;
+    let passages = Passages::new(PassageInputs {
+        steering: steering.clone(),
+        snapshot: Arc::clone(&snapshot),
+        pods: Arc::clone(&pods),
+        observer: Arc::clone(&telemetry) as _,
+        proposals,
+        idle_timeout: settings.idle_timeout,
+    })?;
     let reconciler = Reconciler::new(KernelPods(steering.clone()), Arc::clone(&pods));
     let statuses = reconciler.statuses();
     let devices = DeviceWatch::start(steering.clone()).await?;
@@ -209,6 +220,7 @@ async fn serve_pods(
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow_identities));
     tasks.spawn(identity_manager.run(stopped(&stop)));
     tasks.spawn(devices.run(stop.clone()));
+    tasks.spawn(passages.run(stop.clone()));
     tasks.spawn(client.run(stopped(&stop)));
     tasks.close();
 

@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
 use crate::identity::Identities;
+use crate::passage::PassageProposals;
 use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
@@ -67,6 +68,8 @@ pub struct ProxyInputs {
     pub pods: Arc<ArcSwap<LocalPods>>,
     /// What the kernel balances by itself.
     pub connect_time: Arc<ConnectTime>,
+    /// Where connections are proposed that the kernel may pass by itself.
+    pub passage: PassageProposals,
     /// The identities of the node's pods.
     pub identities: Identities,
     /// Who hears of connections.
@@ -127,6 +130,7 @@ impl Proxy {
             pods: inputs.pods,
             connect_time: inputs.connect_time,
             observer: inputs.observer,
+            passage: inputs.passage,
             identities: inputs.identities,
         };
         let phase = watch::Sender::new(Phase::Serving);

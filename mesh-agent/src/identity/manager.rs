@@ -200,7 +200,7 @@ impl<A: Authority> Certifying<A> {
         self.identities.publish(slots);
         for identity in before.keys().filter(|identity| !wanted.contains_key(*identity)) {
             debug!(%identity, "no longer needed");
-            self.set_roots(identity, Vec::new());
+            self.set_roots(RootSource::Authority(Arc::clone(identity)), Vec::new());
         }
     }
 
@@ -250,15 +250,15 @@ impl<A: Authority> Certifying<A> {
         let expires = timestamp(facts.not_after);
         info!(%identity, serial = facts.serial, issuer = facts.issuer, %expires, "certified");
         // Peers under a new root may come as soon as we have a certificate of it: the roots go first.
-        self.set_roots(identity, roots);
+        self.set_roots(RootSource::Authority(Arc::clone(identity)), roots.clone());
+        self.set_roots(RootSource::Latest, roots);
         slot.update_report(|report| *report = Report { pods: Arc::clone(&report.pods), ..Report::default() });
         slot.set_credentials(Arc::new(credentials));
     }
 
-    fn set_roots(&self, identity: &Arc<Identity>, roots: Vec<CertificateDer<'static>>) {
-        let source = RootSource::Authority(Arc::clone(identity));
+    fn set_roots(&self, source: RootSource, roots: Vec<CertificateDer<'static>>) {
         if let Err(error) = self.identities.trust().set_roots(source, roots) {
-            warn!(%identity, %error, "the authority's roots cannot be used");
+            warn!(%error, "the authority's roots cannot be used");
         }
     }
 }

@@ -38,6 +38,9 @@ pub enum RootSource {
     File,
     /// They came with the certificate of an identity.
     Authority(Arc<Identity>),
+    /// They came with the last certificate of all. They stay when the identity it was for is no longer needed: that
+    /// the last pod left says nothing about the tunnels that are still open.
+    Latest,
 }
 
 /// What is known of certificates that were taken back.

@@ -43,6 +43,12 @@ async fn open(
     // Authorize where the server is a pod of this node, and connect, to another endpoint where one does not answer
     let dialled = dial(worker, origin, &identified, target).await?;
 
+    // Later ones like it may do without the agent, if it adds nothing to them
+    let upstream = &dialled.upstream;
+    if upstream.server_side.is_some() && upstream.source.preserved() == Some(origin.client.ip()) {
+        worker.passage.propose(origin.client.ip(), upstream.address);
+    }
+
     // Report that it is open
     let traffic = report.opened(&dialled.upstream, dialled.peer.as_ref(), dialled.attempts);
     let _hold = (dialled.active, [Some(of_node), of_pod, dialled.permit]);

@@ -27,6 +27,7 @@ use super::tunnel::{TunnelServer, Tunnels};
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
 use crate::identity::{Credentials, Identities, Identity, NoCredentials};
+use crate::passage::PassageProposals;
 use crate::pods::LocalPods;
 use crate::telemetry::{ConnectionObserver, Incident};
 
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) observer: Arc<dyn ConnectionObserver>,
     pub(super) limits: Arc<Limits>,
     pub(super) identities: Identities,
+    pub(super) passage: PassageProposals,
 }
 
 /// What the connections of one worker have in common.

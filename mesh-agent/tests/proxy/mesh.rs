@@ -164,6 +164,7 @@ impl Mesh {
             snapshot: store.shared(),
             pods: Arc::clone(&pods),
             connect_time: Arc::default(),
+            passage: mesh_agent::passage::proposals(false).0,
             identities: Identities::fixed(Trust::new([], Arc::new(SystemClock)), []),
             observer: Arc::clone(&recorder) as Arc<dyn ConnectionObserver>,
         };

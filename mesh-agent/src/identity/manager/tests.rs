@@ -339,4 +339,11 @@ async fn roots_are_rotated_with_an_overlap() {
     assert!(revision.has_changed().unwrap());
     revision.mark_unchanged();
     assert!(world.identities.current(&identity("web")).is_ok());
+
+    // That the last pod left says nothing about the peers of its open connections.
+    world.wanted.send_replace(Wanted::default());
+    world.pass(STEP).await;
+    assert_eq!(world.identities.list(), []);
+    assert_eq!(trusted(&new_peer), [true; 2]);
+    assert!(!revision.has_changed().unwrap());
 }
