@@ -102,7 +102,10 @@ fn cgroups_are_found_by_the_names_that_kubelets_and_labs_give() {
         let directory = root.path().join(&path);
         std::fs::create_dir_all(directory.join("container")).unwrap();
         let found = cgroups::find(root.path(), std::slice::from_ref(owner));
-        assert_eq!(found.values().map(|cgroup| cgroup.path.clone()).collect::<Vec<_>>(), [directory.clone()]);
+        assert_eq!(
+            found.values().map(|cgroup| cgroup.path.clone()).collect::<Vec<_>>(),
+            std::slice::from_ref(&directory)
+        );
         let other = Arc::new(LocalPod { kubernetes_uid: Some("other".into()), ..LocalPod::clone(owner) });
         assert!(cgroups::find(root.path(), &[other]).is_empty());
         std::fs::remove_dir_all(directory).unwrap();
