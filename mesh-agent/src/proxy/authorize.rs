@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::config::{Snapshot, Workload};
 use crate::pods::LocalPod;
 use crate::policy::{Allowed, Denied, Request};
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{Incident, ResponseFlag};
 
 /// Who wants what of a local pod: all that policy looks at.
 #[derive(Debug)]
@@ -82,7 +82,13 @@ pub(super) async fn authorize(worker: &Worker, subject: Subject) -> Result<Guard
         }
     };
     match timeout(worker.settings.connect_timeout, decided).await {
-        Ok(Some(Ok(_))) => Ok(worker.guards.register(subject)),
+        Ok(Some(Ok(allowed))) => {
+            if let Some(denied) = allowed.would_be_denied() {
+                tracing::debug!(%denied, "would be denied by a policy on trial");
+                worker.observer.incident(Incident::WouldBeDenied);
+            }
+            Ok(worker.guards.register(subject))
+        }
         Ok(Some(Err(denied))) => Err(NotAllowed::Denied(denied)),
         Ok(None) | Err(_) => Err(NotAllowed::UnknownWorkload(Arc::clone(&subject.pod.uid))),
     }

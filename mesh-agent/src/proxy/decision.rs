@@ -380,6 +380,9 @@ fn decide_inbound(
     // known of the client.
     let source = if client.ip() == destination.ip() {
         SourceAddress::Node(NotPreserved::TheClientItself)
+    } else if client.is_ipv4() != destination.is_ipv4() {
+        // Out of a tunnel of the other family.
+        SourceAddress::Node(NotPreserved::OtherFamily)
     } else {
         SourceAddress::Preserved(client.ip())
     };

@@ -14,6 +14,7 @@ pub(super) struct Counters {
     connect_failures: [AtomicU64; ConnectFailure::ALL.len()],
     accept_failures: AtomicU64,
     direct_connections: AtomicU64,
+    would_be_denied: AtomicU64,
 }
 
 impl Counters {
@@ -22,6 +23,7 @@ impl Counters {
             Incident::ConnectFailure(kind) => increment(self.connect_failures.get(kind as usize)),
             Incident::AcceptFailure => increment(Some(&self.accept_failures)),
             Incident::DirectConnection => increment(Some(&self.direct_connections)),
+            Incident::WouldBeDenied => increment(Some(&self.would_be_denied)),
         }
     }
 
@@ -45,6 +47,12 @@ impl Counters {
             "mesh_agent_direct_connections",
             "Connections to the listener itself, closed because nothing steered them there",
             load(&self.direct_connections),
+        )?;
+        counter(
+            encoder,
+            "mesh_agent_dry_run_denials",
+            "Connections that were allowed and that a policy on trial (dry run) would have denied",
+            load(&self.would_be_denied),
         )
     }
 }

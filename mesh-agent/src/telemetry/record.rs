@@ -288,6 +288,8 @@ pub enum Incident {
     AcceptFailure,
     /// Somebody dialled the listener itself instead of being steered to it; the connection was closed.
     DirectConnection,
+    /// Policy allowed a connection that a policy on trial would have denied.
+    WouldBeDenied,
 }
 
 /// Why an endpoint could not be connected to.

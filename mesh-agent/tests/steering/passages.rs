@@ -285,11 +285,24 @@ fn many_idle_connections_are_ended_in_time() {
 fn what_may_not_pass_never_does() {
     let node = Node::new(Wiring::Routed);
     let mut world = World::new(&node);
-    let to = SocketAddr::new(node.address("b", Family::V4), PORT);
-    world.change_policy(Action::Allow, "closed");
-    world.proposals.propose(node.address("a", Family::V4), to);
-    // In order: what is proposed after it has a verdict, so it had its turn.
-    world.store.apply([Change::RemovePolicy("default/closed".into())]);
+    let [a, b, c, outside] = ["a", "b", "c", "outside"].map(|name| node.address(name, Family::V4));
+    let to = SocketAddr::new(b, PORT);
+    // Proposals are decided in order: what comes before one that has a verdict had its turn.
+    let marker = |world: &World, port: u16| {
+        let other = SocketAddr::new(a, port);
+        world.proposals.propose(b, other);
+        until("the last proposal is decided", || {
+            world.agent.steering.passages().iter().any(|(key, _)| key.destination == other)
+        });
+        other
+    };
+
+    // A policy denies it: one that `b` names and nobody has sent.
+    world.store.apply([Change::Workload(Arc::new(workload(&node, "b", &["default/missing"])))]);
+    world.proposals.propose(a, to);
+    let first = marker(&world, PORT);
+
+    // Its way leads through a waypoint, one end is not enrolled, the server is not of this node.
     let waypoint = mesh_agent::config::Gateway {
         address: mesh_agent::config::GatewayAddress::Address(mesh_agent::config::NetworkAddress {
             network: "".into(),
@@ -299,16 +312,16 @@ fn what_may_not_pass_never_does() {
     };
     let behind = Workload { waypoint: Some(waypoint), ..workload(&node, "b", &[]) };
     world.store.apply([Change::Workload(Arc::new(behind))]);
-    world.proposals.propose(node.address("a", Family::V4), to);
-    world.proposals.propose(node.address("c", Family::V4), to);
-    world
-        .proposals
-        .propose(node.address("a", Family::V4), SocketAddr::new(node.address("outside", Family::V4), PORT));
-    let other = SocketAddr::new(node.address("a", Family::V4), PORT);
-    world.proposals.propose(node.address("b", Family::V4), other);
-    until("the last proposal is decided", || !world.agent.steering.passages().is_empty());
-    let all = world.agent.steering.passages();
-    assert_eq!(all.iter().map(|(key, _)| key.destination).collect::<Vec<_>>(), [other]);
+    world.proposals.propose(a, to);
+    world.proposals.propose(c, to);
+    world.proposals.propose(a, SocketAddr::new(outside, PORT));
+    let second = marker(&world, QUIET_PORT);
+
+    let mut all: Vec<_> = world.agent.steering.passages().iter().map(|(key, _)| key.destination).collect();
+    all.sort_unstable();
+    let mut expected = [first, second];
+    expected.sort_unstable();
+    assert_eq!(all, expected);
     assert_eq!(node.call("a", "b", Family::V4).unwrap().who, "agent");
 }
 

@@ -12,6 +12,9 @@ use crate::config::{Service, ServiceEntry, Snapshot};
 use crate::pods::{LocalPod, LocalPods};
 use crate::telemetry::ConnectionSecurity;
 
+#[cfg(test)]
+mod tests;
+
 /// Decides a connection to `authority` that the tunnel of `peer` brought to the local `pod`.
 ///
 /// `client` is the other end of the tunnel, which has the client's address unless a gateway or waypoint stands
