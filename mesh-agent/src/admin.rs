@@ -22,8 +22,8 @@ use tokio::net::TcpListener;
 
 pub use socket::{AdminSocket, SocketError};
 pub use state::{
-    AdminState, AgentFacts, BoxFuture, ConfigInspector, EnrolmentInspector, KernelAnswer, NodeInspector,
-    SteeringInspector,
+    AdminState, AgentFacts, BoxFuture, ConfigInspector, EnrolmentInspector, IdentityInspector, KernelAnswer,
+    NodeInspector, SteeringInspector,
 };
 
 /// Serves `/metrics` and `/healthz` until `stop` resolves.

@@ -195,6 +195,7 @@ async fn serve_pods(
             Arc::clone(&listening),
         )),
         config: Arc::new(inspect::Config::new(config, settings.control_servers.clone())),
+        identities: Arc::new(inspect::Certificates::new(identities)),
         host: Arc::new(inspect::Node::new(host_settings, settings.node.bpffs.clone())),
         enrolment: Arc::new(inspect::Pods::new(statuses.clone())),
     });

@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod connections;
 mod explain;
+mod identities;
 mod pods;
 mod screen;
 mod services;
@@ -86,6 +87,8 @@ enum Command {
     Services(services::ServicesArgs),
     /// Connections that are open now: who, where, bytes, age.
     Connections(connections::ConnectionsArgs),
+    /// Identities of this node's pods: certificates, who issued them, when they are renewed.
+    Identities(identities::IdentitiesArgs),
     /// What would happen to a connection, and why.
     Explain(explain::ExplainArgs),
     /// Kernel programs: where they are attached, what they count and what they cost.
@@ -169,6 +172,7 @@ async fn execute(cli: &Cli) -> Result<ExitCode, MeshctlError> {
         Command::Workloads(args) => workloads::run(&context, args).await?,
         Command::Services(args) => services::run(&context, args).await?,
         Command::Connections(args) => connections::run(&context, args).await?,
+        Command::Identities(args) => identities::run(&context, args).await?,
         Command::Explain(args) => explain::run(&context, args).await?,
         Command::Bpf(args) => bpf::run(&context, args).await?,
         Command::Dump => {

@@ -3,10 +3,12 @@
 //! Field names are an interface: programs read them. Fields may be added; those that are here keep their name and
 //! meaning. Times are seconds, sizes bytes, addresses text.
 
+mod identity;
 mod mesh;
 mod node;
 mod traffic;
 
+pub use identity::{IdentityReport, IdentityState, IdentityStatus, RootInfo};
 pub use mesh::{EndpointInfo, ServiceInfo, ServicePortInfo, WorkloadInfo};
 pub use node::{
     Attachment, Check, CheckStatus, ConfigOrigin, ConfigStatus, ConnectionCounts, Health, MeshCounts,
@@ -36,6 +38,8 @@ pub mod path {
     pub const CONNECTIONS: &str = "/v1/connections";
     /// [`Explanation`](super::Explanation) of `?client=&destination=`.
     pub const EXPLAIN: &str = "/v1/explain";
+    /// [`IdentityReport`](super::IdentityReport).
+    pub const IDENTITIES: &str = "/v1/identities";
     /// [`SteeringReport`](super::SteeringReport).
     pub const BPF: &str = "/v1/bpf";
     /// [`Toggle`](super::Toggle): whether the kernel measures the run time of programs.

@@ -1,5 +1,9 @@
 //! What a running agent finds wrong with itself, after what is wrong with its node.
 
+mod identity;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::api::{Check, ConfigOrigin, ConfigStatus, PodState, SteeringReport};
 use super::state::AdminState;
 use crate::connect_time::PodBalancing;
@@ -27,6 +31,8 @@ impl AdminState {
         checks.push(control_server(&config));
         checks.push(configuration(&config));
         checks.push(cache(&config));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        checks.extend(identity::checks(&self.identities.report(), now));
         checks.push(self.pods());
         checks.push(self.devices());
         checks.push(self.connect_time());

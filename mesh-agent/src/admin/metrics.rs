@@ -6,9 +6,9 @@ use std::sync::Arc;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::api::ConfigOrigin;
+use super::api::{ConfigOrigin, IdentityState};
 use super::state::AdminState;
-use crate::telemetry::exposition::{counters, gauge, gauges, info};
+use crate::telemetry::exposition::{counter, counters, gauge, gauges, info};
 
 /// Asks every part for what it counts.
 pub(super) struct AgentCollector(pub(super) Arc<AdminState>);
@@ -39,6 +39,7 @@ impl Collector for AgentCollector {
             state.steering.counters(),
         )?;
         configuration(state, encoder)?;
+        certificates(state, encoder)?;
         let pods = state.pod_counts();
         gauges(
             encoder,
@@ -88,6 +89,49 @@ fn configuration(state: &AdminState, encoder: &mut DescriptorEncoder<'_>) -> fmt
     )?;
     let Some(age) = config.last_change_seconds else { return Ok(()) };
     gauge(encoder, "mesh_agent_config_age_seconds", "Time since the last change came", age)
+}
+
+fn certificates(state: &AdminState, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let report = state.identities.report();
+    let count = |wanted| report.identities.iter().filter(|identity| identity.state == wanted).count();
+    gauges(
+        encoder,
+        "mesh_agent_certificates",
+        "Identities of this node's pods, by the state of their certificates",
+        "state",
+        [
+            ("pending", count(IdentityState::Pending)),
+            ("valid", count(IdentityState::Valid)),
+            ("expired", count(IdentityState::Expired)),
+        ]
+        .map(|(state, count)| (state, number(count))),
+    )?;
+    counter(encoder, "mesh_agent_certificates_issued", "Certificates received", report.issued)?;
+    counters(
+        encoder,
+        "mesh_agent_certificate_failures",
+        "Requests for a certificate that failed, by the reason",
+        "reason",
+        report.failures.iter().map(|(reason, count)| (reason.as_str(), *count)),
+    )?;
+    let ends = [
+        (
+            "mesh_agent_certificate_first_expiry_seconds",
+            "When the first of the pods' certificates expires, in seconds since the epoch",
+            report.identities.iter().filter_map(|identity| identity.expires).min(),
+        ),
+        (
+            "mesh_agent_root_first_expiry_seconds",
+            "When the first of the roots expires that peers are verified with, in seconds since the epoch",
+            report.roots.iter().map(|root| root.expires).min(),
+        ),
+    ];
+    for (name, help, end) in ends {
+        if let Some(end) = end {
+            gauge(encoder, name, help, end)?;
+        }
+    }
+    Ok(())
 }
 
 fn number(count: usize) -> u64 {

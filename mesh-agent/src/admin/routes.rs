@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{
-    Check, ConnectionInfo, ErrorBody, Explanation, LogFilter, PodInfo, ServiceInfo, Status, SteeringReport,
-    Toggle, WorkloadInfo, path,
+    Check, ConnectionInfo, ErrorBody, Explanation, IdentityReport, LogFilter, PodInfo, ServiceInfo, Status,
+    SteeringReport, Toggle, WorkloadInfo, path,
 };
 use super::state::AdminState;
 
@@ -28,6 +28,7 @@ pub(super) fn router(state: Arc<AdminState>) -> Router {
         .route(path::SERVICES, get(services))
         .route(path::CONNECTIONS, get(connections))
         .route(path::EXPLAIN, get(explain))
+        .route(path::IDENTITIES, get(identities))
         .route(path::BPF, get(bpf))
         .route(path::BPF_STATS, axum::routing::put(bpf_stats))
         .route(path::DUMP, get(dump))
@@ -112,6 +113,10 @@ async fn explain(State(state): Shared, Query(question): Query<Question>) -> Answ
     answer(state, move |state| state.explain(&question.client, &question.destination)).await
 }
 
+async fn identities(State(state): Shared) -> Answer<IdentityReport> {
+    answer(state, |state| Ok(state.identities.report())).await
+}
+
 async fn bpf(State(state): Shared) -> Answer<SteeringReport> {
     answer(state, |state| full_report(state).map_err(ApiError::Failed)).await
 }
@@ -142,6 +147,7 @@ async fn dump(State(state): Shared) -> Answer<Value> {
             "workloads": state.workload_infos(None),
             "services": state.service_infos(None),
             "connections": state.connection_infos(),
+            "identities": state.identities.report(),
             "steering": steering,
         }))
     })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::api::{Check, ConfigStatus, PodState, SteeringReport};
+use super::api::{Check, ConfigStatus, IdentityReport, PodState, SteeringReport};
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
 use crate::pods::LocalPods;
@@ -62,6 +62,12 @@ pub trait ConfigInspector: Send + Sync {
     fn status(&self) -> ConfigStatus;
 }
 
+/// Looks at the certificates of this node's pods.
+pub trait IdentityInspector: Send + Sync {
+    /// How every identity is doing, and what peers are verified with.
+    fn report(&self) -> IdentityReport;
+}
+
 /// Looks at the node: kernel, sysctls, routes.
 pub trait NodeInspector: Send + Sync {
     /// Everything that can be wrong with it.
@@ -109,6 +115,8 @@ pub struct AdminState {
     pub steering: Arc<dyn SteeringInspector>,
     /// The control server's side.
     pub config: Arc<dyn ConfigInspector>,
+    /// The pods' certificates.
+    pub identities: Arc<dyn IdentityInspector>,
     /// The node.
     pub host: Arc<dyn NodeInspector>,
     /// Pods on their way into the mesh.

@@ -7,16 +7,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use crate::admin::api::{
-    Attachment, Check, ConfigOrigin, ConfigStatus, PodState, ProgramInfo, RejectedResource, SteeringReport,
+    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, PodState, ProgramInfo, RejectedResource,
+    RootInfo, SteeringReport,
 };
 use crate::admin::{
-    BoxFuture, ConfigInspector, EnrolmentInspector, KernelAnswer, NodeInspector, SteeringInspector,
+    BoxFuture, ConfigInspector, EnrolmentInspector, IdentityInspector, KernelAnswer, NodeInspector,
+    SteeringInspector,
 };
 use crate::config::client::{ConfigState, Origin};
 use crate::enrolment::PodStatuses;
+use crate::identity::Identities;
 use crate::steering::host::{HostSettings, installed, kernel};
 use crate::steering::{AttachMode, Explanation, RunTimeStatistics, Steering, SteeringSettings};
 use crate::telemetry::Direction;
@@ -166,6 +172,42 @@ impl ConfigInspector for Config {
 fn seconds_since(milliseconds: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_secs().saturating_sub(milliseconds / 1000)
+}
+
+/// The pods' certificates.
+pub(super) struct Certificates {
+    identities: Identities,
+}
+
+impl Certificates {
+    pub(super) fn new(identities: Identities) -> Self {
+        Self { identities }
+    }
+}
+
+impl IdentityInspector for Certificates {
+    fn report(&self) -> IdentityReport {
+        let roots = self.identities.trust().roots();
+        let mut roots: Vec<_> = roots.iter().filter_map(root).collect();
+        roots.sort_by_key(|root| root.expires);
+        let summary = self.identities.summary();
+        let failures = summary.failures.into_iter();
+        IdentityReport {
+            identities: self.identities.list(),
+            roots,
+            issued: summary.issued,
+            failures: failures.map(|(reason, count)| (reason.label().to_owned(), count)).collect(),
+        }
+    }
+}
+
+fn root(certificate: &CertificateDer<'_>) -> Option<RootInfo> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(RootInfo {
+        subject: parsed.subject().to_string(),
+        serial: format!("{:x}", parsed.serial),
+        expires: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default(),
+    })
 }
 
 /// The node.

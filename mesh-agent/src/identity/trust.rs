@@ -132,6 +132,12 @@ impl Trust {
         Ok(())
     }
 
+    /// The roots of all sources.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.union.iter().cloned().collect()
+    }
+
     /// Replaces the revocation lists.
     pub fn set_revocation(&self, revocation: Revocation) {
         let _sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);

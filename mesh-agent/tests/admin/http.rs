@@ -64,9 +64,16 @@ fn metrics_tell_of_the_agent_and_its_connections() {
         "mesh_agent_steering_packets_total{outcome=\"capture_outbound\"} 12",
         "mesh_agent_connections_open{direction=\"outbound\"} 1",
         "mesh_agent_access_log_dropped_lines_total 0",
+        "mesh_agent_certificates{state=\"valid\"} 1",
+        "mesh_agent_certificates{state=\"pending\"} 1",
+        "mesh_agent_certificates{state=\"expired\"} 0",
+        "mesh_agent_certificates_issued_total 3",
+        "mesh_agent_certificate_failures_total{reason=\"refused\"} 2",
     ] {
         assert!(body.lines().any(|known| known == line), "{line} is missing:\n{body}");
     }
+    let first = server.levers.identities.lock().unwrap().identities[0].expires.unwrap();
+    assert!(body.contains(&format!("\nmesh_agent_certificate_first_expiry_seconds {first}\n")), "{body}");
     assert!(body.contains("mesh_agent_build_info{version=\""));
     let received = body.lines().find(|line| line.starts_with("istio_tcp_received_bytes_total")).unwrap();
     assert!(received.ends_with(" 1536"), "{received}");

@@ -176,6 +176,50 @@ fn connections_are_followed_until_nobody_reads() {
 }
 
 #[test]
+fn identities_say_who_until_when_and_what_is_wrong() {
+    let server = Server::start();
+    let wide = command(&server, &["identities"]).env("COLUMNS", "200").output().unwrap();
+    let text = String::from_utf8(wide.stdout).unwrap();
+    let rows: Vec<Vec<_>> = text
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    assert_eq!(
+        rows[..3],
+        [
+            vec!["IDENTITY", "STATE", "EXPIRES IN", "RENEWAL IN", "SERIAL", "ISSUER", "PODS", "LAST ERROR"],
+            vec![
+                "spiffe://cluster.local/ns/shop/sa/client",
+                "valid",
+                "23h",
+                "11h",
+                "5e1f",
+                "mesh CA",
+                "shop/client-1"
+            ],
+            vec![
+                "spiffe://cluster.local/ns/shop/sa/web",
+                "pending, 2 failures",
+                "asking",
+                "shop/web-1",
+                "the token expired"
+            ],
+        ],
+        "{text}"
+    );
+    assert!(
+        text.ends_with("\n3 certificates issued, 2 requests failed; 1 trusted root, the first for 365d\n"),
+        "{text}"
+    );
+
+    let report = json(&server, &["identities", "sa/web"]);
+    assert_eq!(report["identities"].as_array().unwrap().len(), 1);
+    assert_eq!(report["identities"][0]["last_error"], "the token expired");
+    assert_eq!(report["roots"][0]["subject"], "CN=mesh root");
+    assert_eq!(output(&server, &["identities", "nobody"]), "no identities\n");
+}
+
+#[test]
 fn explain_shows_every_step() {
     let server = Server::start();
     assert_eq!(
@@ -190,10 +234,10 @@ kernel    steered into the agent, for the client's pod (capture_outbound)
 agent     service web.shop
           chooses: least busy
 
-             ENDPOINT    ADDRESS        NODE    PATH        OPEN  SEES      NOTES
-          ●  shop/web-1  10.0.1.2:8080  node-1  same node      0  10.0.1.1
-          ●  shop/web-2  10.0.2.2:8080  node-2  other node     0  10.0.1.1
-          –  shop/web-3                                                     not ready
+             ENDPOINT    ADDRESS        NODE    PATH                OPEN  SEES      NOTES
+          ●  shop/web-1  10.0.1.2:8080  node-1  same node              0  10.0.1.1
+          ●  shop/web-2  10.0.2.2:8080  node-2  tunnel to its node     0  10.0.1.1
+          –  shop/web-3                                                             not ready
 
 => to one of 2 endpoints
 "
@@ -247,13 +291,22 @@ fn an_unclear_question_is_answered_with_the_choices() {
     assert!(because("web-1", "fd00::1:80").contains("put the address in brackets"));
 }
 
+/// With single spaces: how wide a column is depends on everything else in it.
+fn squeezed(text: &str) -> String {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.lines().map(|line| words(line) + "\n").collect()
+}
+
 #[test]
 fn check_fails_when_something_is_broken() {
     let server = Server::start();
-    let text = output(&server, &["check"]);
-    assert!(text.contains("✔ kernel version    6.18.5\n"), "{text}");
-    assert!(text.contains("! enrolment         shop/late-1: no device yet\n"), "{text}");
-    assert!(text.ends_with(" checks: 1 warning\n"), "{text}");
+    let text = squeezed(&output(&server, &["check"]));
+    assert!(text.contains("✔ kernel version 6.18.5\n"), "{text}");
+    assert!(text.contains("! enrolment shop/late-1: no device yet\n"), "{text}");
+    assert!(text.contains("! certificates spiffe://cluster.local/ns/shop/sa/web: none yet"), "{text}");
+    assert!(text.contains("! certificate authority 1 of 2 identities wait: the token expired\n"), "{text}");
+    assert!(text.contains("✔ roots of trust 1 trusted\n"), "{text}");
+    assert!(text.ends_with(" checks: 3 warnings\n"), "{text}");
 
     *server.levers.config.lock().unwrap() =
         ConfigStatus { servers: vec!["http://control:15010".into()], ..ConfigStatus::default() };
@@ -264,9 +317,9 @@ fn check_fails_when_something_is_broken() {
     ));
     let output = run(&server, &["check"]);
     assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("✘ bpffs             not mounted\n                    → mount -t bpf"), "{text}");
-    assert!(text.contains("✘ control server    not connected yet\n"), "{text}");
+    let text = squeezed(&String::from_utf8(output.stdout).unwrap());
+    assert!(text.contains("✘ bpffs not mounted\n→ mount -t bpf"), "{text}");
+    assert!(text.contains("✘ control server not connected yet\n"), "{text}");
 
     let output = run(&server, &["check", "-o", "json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -305,7 +358,8 @@ fn dump_holds_everything() {
     let server = Server::start();
     server.open_connection(1);
     let everything: Value = serde_json::from_str(&output(&server, &["dump"])).unwrap();
-    for part in ["status", "checks", "pods", "workloads", "services", "connections", "steering"] {
+    for part in ["status", "checks", "pods", "workloads", "services", "connections", "identities", "steering"]
+    {
         let empty = match &everything[part] {
             Value::Array(items) => items.is_empty(),
             Value::Object(fields) => fields.is_empty(),
@@ -335,7 +389,15 @@ fn output_that_nobody_reads_is_no_error() {
 fn tables_fit_narrow_terminals_and_colours_are_asked_for() {
     let server = Server::start();
     server.open_connection(1);
-    for arguments in [&["pods"][..], &["connections"], &["workloads"], &["services"], &["check"], &["bpf"]] {
+    for arguments in [
+        &["pods"][..],
+        &["connections"],
+        &["workloads"],
+        &["services"],
+        &["check"],
+        &["bpf"],
+        &["identities"],
+    ] {
         let output = command(&server, arguments).env("COLUMNS", "80").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{arguments:?}:\n{text}");

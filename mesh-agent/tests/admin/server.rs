@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use mesh_agent::admin::api::{
-    Attachment, Check, ConfigOrigin, ConfigStatus, PodState, ProgramInfo, SteeringReport,
+    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, IdentityState, IdentityStatus, PodState,
+    ProgramInfo, RootInfo, SteeringReport,
 };
 use mesh_agent::admin::{
-    AdminSocket, AdminState, AgentFacts, BoxFuture, ConfigInspector, EnrolmentInspector, KernelAnswer,
-    NodeInspector, SteeringInspector,
+    AdminSocket, AdminState, AgentFacts, BoxFuture, ConfigInspector, EnrolmentInspector, IdentityInspector,
+    KernelAnswer, NodeInspector, SteeringInspector,
 };
 use mesh_agent::config::{
     Change, LoadBalancing, LocalNode, Locality, NetworkAddress, PortMapping, Service, ServiceName,
@@ -34,6 +35,7 @@ pub(crate) struct Levers {
     pub(crate) attached: AtomicBool,
     pub(crate) stats: AtomicBool,
     pub(crate) config: Mutex<ConfigStatus>,
+    pub(crate) identities: Mutex<IdentityReport>,
     pub(crate) checks: Mutex<Vec<Check>>,
 }
 
@@ -111,6 +113,14 @@ impl ConfigInspector for Config {
     }
 }
 
+struct Certificates(Arc<Levers>);
+
+impl IdentityInspector for Certificates {
+    fn report(&self) -> IdentityReport {
+        self.0.identities.lock().unwrap().clone()
+    }
+}
+
 struct Host(Arc<Levers>);
 
 impl NodeInspector for Host {
@@ -153,6 +163,7 @@ impl Server {
                 last_change_seconds: Some(5),
                 ..ConfigStatus::default()
             }),
+            identities: Mutex::new(identities()),
             checks: Mutex::new(vec![Check::ok("kernel version", "6.18.5")]),
         });
         let state = Arc::new(AdminState {
@@ -164,6 +175,7 @@ impl Server {
             log: log(),
             steering: Arc::new(Steering(Arc::clone(&levers))),
             config: Arc::new(Config(Arc::clone(&levers))),
+            identities: Arc::new(Certificates(Arc::clone(&levers))),
             host: Arc::new(Host(Arc::clone(&levers))),
             enrolment: Arc::new(Enrolment),
         });
@@ -225,6 +237,44 @@ impl Server {
 fn log() -> Arc<LogControl> {
     static LOG: OnceLock<Arc<LogControl>> = OnceLock::new();
     Arc::clone(LOG.get_or_init(|| Arc::new(logging::init("warn", LogFormat::Text).unwrap())))
+}
+
+/// `client-1` is well; `web-1` waits for a certificate that it is refused.
+fn identities() -> IdentityReport {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let client = IdentityStatus {
+        identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
+        state: IdentityState::Valid,
+        serial: Some("5e1f".into()),
+        issuer: Some("mesh CA".into()),
+        not_before: Some(now - 3600),
+        // Half a minute more, so that it is not less when it is shown.
+        expires: Some(now + 23 * 3600 + 30),
+        next_request: Some(now + 11 * 3600 + 30),
+        failures: 0,
+        last_error: None,
+        pods: vec!["c1//Pod/shop/client-1".into()],
+    };
+    let web = IdentityStatus {
+        identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+        state: IdentityState::Pending,
+        serial: None,
+        issuer: None,
+        not_before: None,
+        expires: None,
+        next_request: None,
+        failures: 2,
+        last_error: Some("the token expired".into()),
+        pods: vec!["c1//Pod/shop/web-1".into()],
+    };
+    let root =
+        RootInfo { subject: "CN=mesh root".into(), serial: "1".into(), expires: now + 365 * 24 * 3600 + 30 };
+    IdentityReport {
+        identities: vec![client, web],
+        roots: vec![root],
+        issued: 3,
+        failures: [("refused".to_owned(), 2)].into(),
+    }
 }
 
 fn web() -> ServiceName {
