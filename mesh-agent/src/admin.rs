@@ -9,6 +9,7 @@ mod checks;
 mod explain;
 mod http;
 mod metrics;
+mod policies;
 mod routes;
 mod socket;
 mod state;

@@ -8,6 +8,7 @@ mod connections;
 mod explain;
 mod identities;
 mod pods;
+mod policies;
 mod screen;
 mod services;
 mod status;
@@ -89,6 +90,8 @@ enum Command {
     Connections(connections::ConnectionsArgs),
     /// Identities of this node's pods: certificates, who issued them, when they are renewed.
     Identities(identities::IdentitiesArgs),
+    /// Policies that apply to the pods of this node, in the order they are evaluated in.
+    Policies(policies::PoliciesArgs),
     /// What would happen to a connection, and why.
     Explain(explain::ExplainArgs),
     /// Kernel programs: where they are attached, what they count and what they cost.
@@ -173,6 +176,7 @@ async fn execute(cli: &Cli) -> Result<ExitCode, MeshctlError> {
         Command::Services(args) => services::run(&context, args).await?,
         Command::Connections(args) => connections::run(&context, args).await?,
         Command::Identities(args) => identities::run(&context, args).await?,
+        Command::Policies(args) => policies::run(&context, args).await?,
         Command::Explain(args) => explain::run(&context, args).await?,
         Command::Bpf(args) => bpf::run(&context, args).await?,
         Command::Dump => {

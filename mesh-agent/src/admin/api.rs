@@ -6,6 +6,7 @@
 mod identity;
 mod mesh;
 mod node;
+mod policy;
 mod traffic;
 
 pub use identity::{IdentityReport, IdentityState, IdentityStatus, RootInfo};
@@ -14,6 +15,7 @@ pub use node::{
     Attachment, Check, CheckStatus, ConfigOrigin, ConfigStatus, ConnectionCounts, Health, MeshCounts,
     PodCounts, PodInfo, PodState, ProgramInfo, RejectedResource, Status, SteeringReport, Version,
 };
+pub use policy::{AuthorizationInfo, PodPolicies, PolicyCheck, PolicyInfo, RuleCheck};
 pub use traffic::{
     CandidateInfo, ConnectionInfo, DecisionInfo, Explanation, PeerInfo, SetAsideInfo, SteeringStage,
     SteeringVerdict,
@@ -40,6 +42,8 @@ pub mod path {
     pub const EXPLAIN: &str = "/v1/explain";
     /// [`IdentityReport`](super::IdentityReport).
     pub const IDENTITIES: &str = "/v1/identities";
+    /// List of [`PodPolicies`](super::PodPolicies); `?pod=` selects.
+    pub const POLICIES: &str = "/v1/policies";
     /// [`SteeringReport`](super::SteeringReport).
     pub const BPF: &str = "/v1/bpf";
     /// [`Toggle`](super::Toggle): whether the kernel measures the run time of programs.

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{
-    Check, ConnectionInfo, ErrorBody, Explanation, IdentityReport, LogFilter, PodInfo, ServiceInfo, Status,
-    SteeringReport, Toggle, WorkloadInfo, path,
+    Check, ConnectionInfo, ErrorBody, Explanation, IdentityReport, LogFilter, PodInfo, PodPolicies,
+    ServiceInfo, Status, SteeringReport, Toggle, WorkloadInfo, path,
 };
 use super::state::AdminState;
 
@@ -29,6 +29,7 @@ pub(super) fn router(state: Arc<AdminState>) -> Router {
         .route(path::CONNECTIONS, get(connections))
         .route(path::EXPLAIN, get(explain))
         .route(path::IDENTITIES, get(identities))
+        .route(path::POLICIES, get(policies))
         .route(path::BPF, get(bpf))
         .route(path::BPF_STATS, axum::routing::put(bpf_stats))
         .route(path::DUMP, get(dump))
@@ -117,6 +118,24 @@ async fn identities(State(state): Shared) -> Answer<IdentityReport> {
     answer(state, |state| Ok(state.identities.report())).await
 }
 
+#[derive(Deserialize)]
+struct PodSelection {
+    pod: Option<String>,
+}
+
+async fn policies(State(state): Shared, Query(selection): Query<PodSelection>) -> Answer<Vec<PodPolicies>> {
+    answer(state, move |state| {
+        let found = state.pod_policies(selection.pod.as_deref());
+        match selection.pod {
+            Some(pod) if found.is_empty() => Err(ApiError::NotFound(format!(
+                "no enrolled pod of this node is called {pod:?}; see `meshctl pods`"
+            ))),
+            _ => Ok(found),
+        }
+    })
+    .await
+}
+
 async fn bpf(State(state): Shared) -> Answer<SteeringReport> {
     answer(state, |state| full_report(state).map_err(ApiError::Failed)).await
 }
@@ -148,6 +167,7 @@ async fn dump(State(state): Shared) -> Answer<Value> {
             "services": state.service_infos(None),
             "connections": state.connection_infos(),
             "identities": state.identities.report(),
+            "policies": state.pod_policies(None),
             "steering": steering,
         }))
     })

@@ -3,9 +3,11 @@
 use std::io;
 
 use clap::Args;
+use mesh_xds::identity::Identity;
 
 use crate::admin::api::{
-    CandidateInfo, DecisionInfo, Explanation, PeerInfo, SteeringStage, SteeringVerdict, path,
+    AuthorizationInfo, CandidateInfo, DecisionInfo, Explanation, PeerInfo, SteeringStage, SteeringVerdict,
+    path,
 };
 use crate::telemetry::Direction;
 
@@ -48,6 +50,10 @@ fn print(screen: &mut Screen, explanation: &Explanation) -> io::Result<()> {
     if let Some(decision) = &explanation.decision {
         screen.blank()?;
         agent(screen, decision)?;
+    }
+    for authorization in explanation.decision.iter().flat_map(|decision| &decision.authorizations) {
+        screen.blank()?;
+        policy(screen, authorization)?;
     }
     screen.blank()?;
     screen.line(&format!("{} {}", emphasis("=>"), conclusion(explanation)))
@@ -150,6 +156,34 @@ fn agent(screen: &mut Screen, decision: &DecisionInfo) -> io::Result<()> {
     table.print(screen)
 }
 
+/// What policy says of one pod that could be reached.
+fn policy(screen: &mut Screen, authorization: &AuthorizationInfo) -> io::Result<()> {
+    let server = format!("{} at {}", authorization.server, authorization.address);
+    let verdict = if authorization.allowed {
+        format!("{} {}", good("allowed"), faint(&format!("to {server}")))
+    } else {
+        format!("{} {}", bad("denied"), faint(&format!("to {server}")))
+    };
+    step(screen, "policy", &verdict)?;
+    let client = authorization.client.as_deref();
+    reason(screen, &format!("the client is {}", client.unwrap_or("nobody: it comes in plain text")))?;
+    reason(screen, &authorization.verdict)?;
+    if let Some(trial) = &authorization.dry_run_verdict {
+        reason(screen, &dubious(&format!("with the policies on trial: {trial}")))?;
+    }
+    for check in &authorization.policies {
+        let mark = if check.matches { good("✔") } else { faint("–") };
+        let known = &check.policy;
+        let note = if known.dry_run { ", on trial" } else { "" };
+        reason(screen, &format!("{mark} {} {}{}", known.action, known.policy, faint(note)))?;
+        for rule in &check.outcomes {
+            let what = if rule.matches { "matches" } else { "does not match" };
+            reason(screen, &faint(&format!("    rules[{}] {what}: {}", rule.rule, rule.because.join("; "))))?;
+        }
+    }
+    Ok(())
+}
+
 fn tier_mark(tier: usize) -> Cell {
     if tier == 0 { Cell::styled(GOOD, "●") } else { Cell::styled(FAINT, "○") }
 }
@@ -173,6 +207,15 @@ fn notes(candidate: &CandidateInfo) -> String {
     if candidate.weight != 1 {
         notes.push(format!("weight {}", candidate.weight));
     }
+    if !candidate.expects.is_empty() {
+        // Namespace and service account; the whole identity is in the JSON.
+        let short = |name: &String| match name.parse::<Identity>() {
+            Ok(identity) => format!("{}/{}", identity.namespace(), identity.service_account()),
+            Err(_) => name.clone(),
+        };
+        let names = candidate.expects.iter().map(short);
+        notes.push(format!("as {}", names.collect::<Vec<_>>().join(" or ")));
+    }
     notes.extend(candidate.source_reason.clone());
     notes.join("; ")
 }
@@ -188,6 +231,12 @@ fn conclusion(explanation: &Explanation) -> String {
     };
     if decision.refusal.is_some() {
         return bad("the connection is closed at once");
+    }
+    let denied = |candidate: &CandidateInfo| {
+        decision.authorizations.iter().any(|known| !known.allowed && known.address == candidate.address)
+    };
+    if !decision.candidates.is_empty() && decision.candidates.iter().all(denied) {
+        return bad("policy denies it: the connection is closed at once");
     }
     let nearest: Vec<_> = decision.candidates.iter().filter(|candidate| candidate.tier == 0).collect();
     match nearest.as_slice() {

@@ -1,8 +1,15 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mesh_agent::admin::api::{Check, ConfigStatus};
+use mesh_agent::config::Change;
+use mesh_agent::policy::{self, Strings};
+use mesh_xds::proto::Any;
+use mesh_xds::proto::security::{
+    Action, Authorization, Clause, Match, Rule, Scope, StringMatch, string_match,
+};
 use serde_json::{Value, json};
 
 use crate::server::Server;
@@ -219,25 +226,90 @@ fn identities_say_who_until_when_and_what_is_wrong() {
     assert_eq!(output(&server, &["identities", "nobody"]), "no identities\n");
 }
 
+/// A policy of namespace `shop` with one rule: clients of the service account of `client-1`, to port 8080.
+fn policy(action: Action, name: &str, port: u32, dry_run: bool) -> Change {
+    let principal = StringMatch {
+        match_type: Some(string_match::MatchType::Exact("cluster.local/ns/shop/sa/default".into())),
+    };
+    let only = Match { principals: vec![principal], destination_ports: vec![port], ..Match::default() };
+    let message = Authorization {
+        name: name.into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace.into(),
+        action: action.into(),
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![only] }] }],
+        dry_run,
+        ..Authorization::default()
+    };
+    let read = policy::read(&format!("shop/{name}"), &Any::pack(&message), &mut Strings::default());
+    Change::Policy(Arc::new(read.unwrap()))
+}
+
+#[test]
+fn policies_are_listed_in_order_and_explained_rule_by_rule() {
+    let server = Server::start();
+    let listed = squeezed(&output(&server, &["policies", "web-1"]));
+    assert!(
+        listed.contains("shop/web-1 mutual TLS: PERMISSIVE\nno policy: everything is allowed\n"),
+        "{listed}"
+    );
+    assert!(complaint(&server, &["policies", "nobody"]).contains("no enrolled pod of this node is called"));
+
+    server.store.lock().unwrap().apply([
+        policy(Action::Allow, "clients", 8080, false),
+        policy(Action::Deny, "no-debugging", 9090, false),
+        policy(Action::Deny, "tomorrow", 8080, true),
+    ]);
+    let listed = json(&server, &["policies", "shop/web-1"]);
+    let names: Vec<_> =
+        listed[0]["policies"].as_array().unwrap().iter().map(|known| &known["policy"]).collect();
+    assert_eq!(
+        names,
+        [
+            "AuthorizationPolicy shop/no-debugging",
+            "AuthorizationPolicy shop/clients",
+            "AuthorizationPolicy shop/tomorrow",
+        ]
+    );
+
+    // The client is a pod of this node whose device is known; the answer names what decided.
+    let text = squeezed(&output(&server, &["explain", "shop/client-1", "10.0.1.2:8080"]));
+    assert!(text.contains("policy allowed to shop/web-1 at 10.0.1.2:8080\n"), "{text}");
+    assert!(text.contains("the client is spiffe://cluster.local/ns/shop/sa/default\n"), "{text}");
+    assert!(text.contains("✔ ALLOW AuthorizationPolicy shop/clients\n"), "{text}");
+    assert!(text.contains("– DENY AuthorizationPolicy shop/no-debugging\n"), "{text}");
+    assert!(text.contains("with the policies on trial: "), "{text}");
+    assert!(text.contains("=> to shop/web-1 at 10.0.1.2:8080"), "{text}");
+
+    let text = squeezed(&output(&server, &["explain", "192.0.2.9", "10.0.1.2:8080"]));
+    assert!(text.contains("policy denied to shop/web-1 at 10.0.1.2:8080\n"), "{text}");
+    assert!(text.contains("the client is nobody: it comes in plain text\n"), "{text}");
+    assert!(text.contains("=> policy denies it: the connection is closed at once"), "{text}");
+}
+
 #[test]
 fn explain_shows_every_step() {
     let server = Server::start();
     assert_eq!(
-        output(&server, &["explain", "shop/client-1", "web.shop:80"]),
+        squeezed(&output(&server, &["explain", "shop/client-1", "web.shop:80"])),
         "\
-shop/client-1 10.0.1.1  ──▶  web.shop:80 10.96.0.1:80
+shop/client-1 10.0.1.1 ──▶ web.shop:80 10.96.0.1:80
 
-kernel    steered into the agent, for the client's pod (capture_outbound)
-          10.0.1.1 is pod shop/client-1 of this node, which is enrolled
-          its outbound traffic is steered, and no rule excludes this destination
+kernel steered into the agent, for the client's pod (capture_outbound)
+10.0.1.1 is pod shop/client-1 of this node, which is enrolled
+its outbound traffic is steered, and no rule excludes this destination
 
-agent     service web.shop
-          chooses: least busy
+agent service web.shop
+chooses: least busy
 
-             ENDPOINT    ADDRESS        NODE    PATH                OPEN  SEES      NOTES
-          ●  shop/web-1  10.0.1.2:8080  node-1  same node              0  10.0.1.1
-          ●  shop/web-2  10.0.2.2:8080  node-2  tunnel to its node     0  10.0.1.1
-          –  shop/web-3                                                             not ready
+ENDPOINT ADDRESS NODE PATH OPEN SEES NOTES
+● shop/web-1 10.0.1.2:8080 node-1 same node 0 10.0.1.1
+● shop/web-2 10.0.2.2:8080 node-2 tunnel to its node 0 10.0.1.1 as shop/web
+– shop/web-3 not ready
+
+policy allowed to shop/web-1 at 10.0.1.2:8080
+the client is spiffe://cluster.local/ns/shop/sa/default
+allowed: no ALLOW policy applies
 
 => to one of 2 endpoints
 "

@@ -142,6 +142,7 @@ impl EnrolmentInspector for Enrolment {
 pub(crate) struct Server {
     pub(crate) levers: Arc<Levers>,
     pub(crate) state: Arc<AdminState>,
+    pub(crate) store: Mutex<Store>,
     pub(crate) socket: PathBuf,
     pub(crate) http: SocketAddr,
     pub(crate) runtime: Runtime,
@@ -166,9 +167,10 @@ impl Server {
             identities: Mutex::new(identities()),
             checks: Mutex::new(vec![Check::ok("kernel version", "6.18.5")]),
         });
+        let store = mesh();
         let state = Arc::new(AdminState {
             facts: AgentFacts { node: "node-1".into(), workers: 2, started: Instant::now() },
-            mesh: mesh(),
+            mesh: store.shared(),
             pods: Arc::new(ArcSwap::from_pointee(LocalPods::new(pods()))),
             connect_time: Arc::default(),
             telemetry: Telemetry::new(2, &TelemetryOptions::default()).unwrap(),
@@ -189,7 +191,7 @@ impl Server {
             tokio::spawn(mesh_agent::admin::serve_http(listener, Arc::clone(&state), std::future::pending()));
             http
         });
-        Self { levers, state, socket, http, runtime, _directory: directory }
+        Self { levers, state, store: store.into(), socket, http, runtime, _directory: directory }
     }
 
     /// Opens a connection of `client-1` to `web-2` through the service, as plain text; it stays open.
@@ -281,9 +283,13 @@ fn web() -> ServiceName {
     ServiceName { namespace: "shop".into(), hostname: "web.shop.svc.cluster.local".into() }
 }
 
-fn mesh() -> Arc<mesh_agent::config::SharedSnapshot> {
-    let mut store =
-        Store::new(LocalNode { name: "node-1".into(), cluster: "c1".into(), ..LocalNode::default() });
+fn mesh() -> Store {
+    let mut store = Store::new(LocalNode {
+        name: "node-1".into(),
+        cluster: "c1".into(),
+        trust_domain: "cluster.local".into(),
+        ..LocalNode::default()
+    });
     let address = |text: &str| NetworkAddress { network: "".into(), address: text.parse().unwrap() };
     let service = |namespace: &str, name: &str, addresses: &[&str]| {
         Change::Service(Arc::new(Service {
@@ -345,7 +351,7 @@ fn mesh() -> Arc<mesh_agent::config::SharedSnapshot> {
         workload("web-2", &["10.0.2.2"], "node-2", true, &["web", "headless"]),
         workload("web-3", &["10.0.2.3"], "node-2", false, &["web"]),
     ]);
-    store.shared()
+    store
 }
 
 fn pods() -> Vec<Arc<LocalPod>> {

@@ -1,5 +1,6 @@
 //! Connections: those that are open and those that could be.
 
+use super::policy::AuthorizationInfo;
 use serde::{Deserialize, Serialize};
 
 use crate::telemetry::{ConnectionSecurity, Direction, Transport};
@@ -106,6 +107,8 @@ pub struct DecisionInfo {
     pub candidates: Vec<CandidateInfo>,
     /// Endpoints of the service that cannot be chosen.
     pub set_aside: Vec<SetAsideInfo>,
+    /// What policy says, for each pod of this node that could be reached.
+    pub authorizations: Vec<AuthorizationInfo>,
     /// Why the connection would be refused.
     pub refusal: Option<String>,
     /// The refusal in metrics and access log.
@@ -125,6 +128,9 @@ pub struct CandidateInfo {
     pub tier: usize,
     /// How the bytes get there: `same node`, `other node` or `past the mesh`.
     pub path: String,
+    /// The identities that may answer at the end of the tunnel, where there is one.
+    #[serde(default)]
+    pub expects: Vec<String>,
     /// The client's address, where the server sees that.
     pub preserved_source: Option<String>,
     /// Why the server sees the node's address, where it does.

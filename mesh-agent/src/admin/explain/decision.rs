@@ -3,18 +3,22 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use mesh_xds::identity::Identity;
+
 use super::question::Question;
-use crate::admin::api::{CandidateInfo, DecisionInfo, SetAsideInfo};
+use crate::admin::api::{AuthorizationInfo, CandidateInfo, DecisionInfo, SetAsideInfo};
+use crate::admin::policies;
 use crate::admin::views::balancing;
 use crate::config::Snapshot;
 use crate::pods::LocalPods;
 use crate::proxy::decision::{Because, Candidate, Explanation, NotPreserved, Path, SourceAddress, Unusable};
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{Direction, ResponseFlag};
 
 pub(super) fn explain(mesh: &Snapshot, pods: &LocalPods, question: &Question) -> DecisionInfo {
     // Any port will do: no decision depends on the client's.
     let client = SocketAddr::new(question.client.ip(), 0);
     let explanation = Explanation::new(mesh, pods, client, question.destination, Instant::now());
+    let authorizations = authorizations(mesh, pods, &explanation);
     let tiers = explanation.tiers.iter().enumerate();
     DecisionInfo {
         direction: explanation.direction,
@@ -31,9 +35,26 @@ pub(super) fn explain(mesh: &Snapshot, pods: &LocalPods, question: &Question) ->
                 because: because(endpoint.because).into(),
             })
             .collect(),
+        authorizations,
         refusal: explanation.reason,
         response_flag: (explanation.flag != ResponseFlag::None).then(|| explanation.flag.as_str().into()),
     }
+}
+
+/// What policy says of every pod of this node that could be reached.
+fn authorizations(mesh: &Snapshot, pods: &LocalPods, explanation: &Explanation) -> Vec<AuthorizationInfo> {
+    let client: Option<Identity> = explanation.identity.as_ref().and_then(|name| name.parse().ok());
+    let ours = |candidate: &&Candidate| {
+        candidate.server_side
+            || explanation.direction == Direction::Inbound && candidate.path == Path::SameNode
+    };
+    let candidates = explanation.tiers.iter().flatten().filter(ours);
+    candidates
+        .filter_map(|candidate| {
+            let pod = pods.enrolled_by_address(candidate.address.ip())?;
+            policies::authorize(mesh, client.as_ref(), explanation.client.ip(), pod, candidate.address)
+        })
+        .collect()
 }
 
 fn describe(tier: usize, candidate: &Candidate) -> CandidateInfo {
@@ -53,6 +74,10 @@ fn describe(tier: usize, candidate: &Candidate) -> CandidateInfo {
             Path::Waypoint => "tunnel to the waypoint".into(),
             Path::NetworkGateway => "tunnel through its network's gateway".into(),
             Path::Passthrough => "past the mesh".into(),
+        },
+        expects: match &candidate.tunnel {
+            Some(tunnel) => tunnel.inner.clone().unwrap_or_else(|| tunnel.expected.clone()),
+            None => Vec::new(),
         },
         preserved_source: preserved,
         source_reason: reason,
