@@ -83,7 +83,8 @@ impl Stage {
         show.topology(lab.topology());
         show.timing("built", begin.elapsed());
 
-        let mut mesh = Mesh::new(lab, "control")?;
+        let mut mesh =
+            Mesh::new(lab, "control")?.certificate_lifetime(scenes::security::CERTIFICATE_LIFETIME);
         if arguments.keep {
             mesh.detach();
         }

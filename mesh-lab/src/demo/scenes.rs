@@ -2,6 +2,7 @@
 
 mod failures;
 mod live;
+pub(super) mod security;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,9 +29,13 @@ pub(super) fn play(stage: &mut Stage) -> Result<()> {
     real_clients(stage)?;
     balancing(stage)?;
     left_alone(stage)?;
+    security::encrypted(stage)?;
+    security::refused(stage)?;
+    security::taken_back(stage)?;
     live::endpoints_come_and_go(stage)?;
     live::control_server_gone(stage)?;
     failures::agents_killed(stage)?;
+    security::rotated(stage)?;
     explained(stage)
 }
 
@@ -151,8 +156,8 @@ fn balancing(stage: &mut Stage) -> Result<()> {
         latency.p99
     ));
     show.expect(report.failed == 0 && report.succeeded == 600, "every request is answered")?;
-    let fair = report.pods.len() == 3 && report.pods.values().all(|count| (120..=280).contains(count));
-    show.expect(fair, "each of the three pods gets its share")
+    let fair = report.pods.len() == 3 && report.pods.values().all(|count| *count >= 60);
+    show.expect(fair, "each of the three pods gets a share, whoever answers sooner a larger one")
 }
 
 fn requests(from: &mesh_lab::Machine, url: &str, count: u64) -> Result<Report> {

@@ -101,7 +101,7 @@ pub(super) fn control_server_gone(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn steady(mesh: &mesh_lab::Mesh) -> Result<Traffic> {
+pub(super) fn steady(mesh: &mesh_lab::Mesh) -> Result<Traffic> {
     let load =
         Load::http(&format!("http://{}/", WEB[0]))?.rate(RATE).connections(4).new_connection_per_request();
     Ok(mesh.lab().pod("client")?.traffic(load)?)
