@@ -23,7 +23,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- if .Values.agent.controlServers }}
 {{- join "," .Values.agent.controlServers }}
 {{- else if .Values.control.enabled }}
-{{- printf "http://mesh-control.%s.svc.%s:15010" .Release.Namespace .Values.cluster.domain }}
+{{- printf "https://mesh-control.%s.svc.%s:15012" .Release.Namespace .Values.cluster.domain }}
 {{- else }}
 {{- fail "control.enabled is false: say where the control servers are in agent.controlServers" }}
 {{- end }}

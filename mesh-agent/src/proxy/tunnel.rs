@@ -7,7 +7,7 @@
 //! - the client's side: [`Tunnels`], a pool that opens tunnels and keeps them for the next connection (`pool`,
 //!   `client`, `double`);
 //! - the server's side: [`TunnelServer`], which hands every connection that is asked for to its caller (`server`);
-//! - between: [`relay`] moves bytes between a socket and a stream.
+//! - between: [`relay()`] moves bytes between a socket and a stream.
 //!
 //! Everything of a tunnel lives on one worker, its connections' sockets too.
 

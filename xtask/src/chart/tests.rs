@@ -6,7 +6,7 @@ use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
-    rbac::v1::{ClusterRole, ClusterRoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString};
 use mesh_agent::settings::RunArgs;
@@ -32,7 +32,9 @@ const VALUES: &[&str] = &[
                   podAnnotations: {a: "1"}, podLabels: {b: "2"}}}"#,
     "{control: {manifestsConfigMap: mine}}",
     // Another control server.
-    r#"{control: {enabled: false}, agent: {controlServers: ["https://istiod.istio-system.svc:15012", "http://[fd00::1]:15010"]}}"#,
+    r#"{control: {enabled: false}, agent: {
+        controlServers: ["https://istiod.istio-system.svc:15012", "https://[fd00::1]:15012"],
+        rootsConfigMap: istio-ca-root-cert, inKernelPassage: false, connectTimeBalancing: false}}"#,
 ];
 
 /// Values that must be refused, and what the refusal says.
@@ -43,6 +45,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("{agent: {marks: {mask: many}}}", "/agent/marks/mask"),
     ("{control: {replicas: 0}}", "/control/replicas"),
     ("{control: {enabled: false}}", "agent.controlServers"),
+    (r#"{control: {enabled: false}, agent: {controlServers: ["https://a:1"]}}"#, "agent.rootsConfigMap"),
+    ("{control: {authority: {leafLifetime: long}}}", "/control/authority/leafLifetime"),
 ];
 
 #[test]
@@ -55,6 +59,8 @@ fn kubernetes_knows_everything_in_it() {
                 "ConfigMap" => same::<ConfigMap>,
                 "DaemonSet" => same::<DaemonSet>,
                 "Deployment" => same::<Deployment>,
+                "Role" => same::<Role>,
+                "RoleBinding" => same::<RoleBinding>,
                 "PodDisruptionBudget" => same::<PodDisruptionBudget>,
                 "Service" => same::<Service>,
                 "ServiceAccount" => same::<ServiceAccount>,
@@ -103,7 +109,10 @@ fn what_it_refers_to_is_there() {
                 }
             }
             for map in volumes.iter().filter_map(|volume| Some(&volume.config_map.as_ref()?.name)) {
-                assert!(map == "mine" || exists("ConfigMap", map), "no ConfigMap {map}");
+                assert!(
+                    map == "mine" || map == "istio-ca-root-cert" || exists("ConfigMap", map),
+                    "no ConfigMap {map}"
+                );
             }
         }
         for service in all::<Service>(&objects, "Service") {
@@ -126,7 +135,17 @@ fn the_programs_take_what_it_passes_to_them() {
         let objects = objects(values);
         let agent = container(&objects, "mesh-agent");
         assert_eq!(agent.args.as_ref().unwrap()[0], "run");
-        Program::<RunArgs>::parsed_from(&agent).validate().unwrap();
+        let mut options = Program::<RunArgs>::parsed_from(&agent);
+        // Files that the pod has and this machine has not.
+        for file in [&mut options.control_root_cert, &mut options.control_token_file] {
+            let path = file.replace("/dev/null".into()).unwrap();
+            let mounts = agent.volume_mounts.as_ref().unwrap();
+            assert!(
+                mounts.iter().any(|mount| path.parent().unwrap().ends_with(&mount.mount_path)),
+                "{path:?}"
+            );
+        }
+        options.validate().unwrap();
         if let Some(control) = find_container(&objects, "mesh-control") {
             Program::<ServeArgs>::parsed_from(&control);
         }
