@@ -203,18 +203,42 @@ impl Mesh {
     /// # Errors
     /// When there is no authority, or it refuses.
     pub fn rotate_root(&self) -> Result<String, MeshError> {
+        self.authority_command("rotate")
+    }
+
+    /// What `mesh-control ca show` says of the authority: its certificates, and how far a rotation is.
+    ///
+    /// # Errors
+    /// When there is no authority, or it cannot be read.
+    pub fn show_authority(&self) -> Result<String, MeshError> {
+        self.authority_command("show")
+    }
+
+    fn authority_command(&self, command: &str) -> Result<String, MeshError> {
         let authority = self.authority.as_ref();
         let authority = authority.ok_or_else(|| MeshError::State("the mesh has no authority".to_owned()))?;
         let host = self.lab.host(&self.control_host)?;
         let program = host.program(self.programs.path("mesh-control"))?;
-        let output = program.args(["ca", "rotate", "--ca-dir"]).arg(authority.directory()).output()?;
+        let output = program.args(["ca", command, "--ca-dir"]).arg(authority.directory()).output()?;
         if !output.status.success() {
             return Err(MeshError::State(format!(
-                "mesh-control ca rotate: {}{}",
+                "mesh-control ca {command}: {}{}",
                 output.stdout, output.stderr
             )));
         }
         Ok(output.stdout)
+    }
+
+    /// Gives the agent of `node` the token of another node's agent.
+    ///
+    /// # Errors
+    /// When there is no such node or its token cannot be written.
+    pub fn lend_token(&self, node: &str, owner: &str) -> Result<(), MeshError> {
+        self.lab.node(node)?;
+        match &self.authority {
+            Some(authority) => authority.lend_token(node, owner),
+            None => Ok(()),
+        }
     }
 
     /// Removes a file of manifests.

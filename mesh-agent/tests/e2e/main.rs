@@ -11,7 +11,9 @@
 mod availability;
 mod capture;
 mod enrolment;
+mod identities;
 mod leaks;
 mod node;
 mod observability;
+mod passage;
 mod world;

@@ -46,7 +46,7 @@ hosts:
 /// A mesh whose pods all answer.
 pub(crate) struct World {
     // Before the mesh: it ends with its lab.
-    echoes: Vec<Box<dyn Send>>,
+    pub(crate) echoes: Vec<Box<dyn Send>>,
     pub(crate) mesh: Mesh,
 }
 

@@ -86,6 +86,13 @@ impl Authority {
         }
         write(&self.token_list(), if list.is_empty() { "[]" } else { &list })
     }
+
+    /// Puts the token of `owner`'s agent where that of `node` is expected.
+    pub(super) fn lend_token(&self, node: &str, owner: &str) -> Result<(), MeshError> {
+        let from = self.token_file(owner);
+        let token = fs::read_to_string(&from).map_err(|source| failed(from, source))?;
+        write(&self.token_file(node), &token)
+    }
 }
 
 /// 32 bytes that nobody guesses, as text.
