@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_xds::identity::Identity;
 use tokio::io::Interest;
+use tokio::time::sleep;
 
 use super::authorize::{NotAllowed, Subject};
 use super::decision::{self, Decision, Refusal, Target, Unusable, Upstream};
@@ -22,6 +23,9 @@ use super::{inbound, outbound, tunnelled};
 use crate::config::{ActiveConnection, Endpoint, Snapshot};
 use crate::pods::{LocalPod, LocalPods};
 use crate::telemetry::{ConnectionEnd, Direction, Incident, ResponseFlag, Traffic};
+
+/// How often the device of a pod is looked for that has none yet.
+const DEVICE_POLL: Duration = Duration::from_millis(20);
 
 /// A connection that was just accepted: nothing is known of it but its two ends.
 pub(super) struct Accepted {
@@ -132,9 +136,13 @@ pub(super) struct Refused {
 
 /// Takes an accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
+    let Origin { client, destination, .. } = accepted.origin;
+    if lacks_device(&worker.pods.load(), client) {
+        // Boxed: rare, and it takes room.
+        Box::pin(device_of(&worker, client)).await;
+    }
     let snapshot = worker.snapshot.load();
     let pods = worker.pods.load_full();
-    let Origin { client, destination, .. } = accepted.origin;
     let decision = decide(&worker, &snapshot, &pods, client, destination);
     if let Err(Refusal::DialledDirectly) = decision.outcome {
         // Nobody's traffic: counted, but not reported as a connection of the mesh.
@@ -156,6 +164,20 @@ pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
     match direction {
         Direction::Outbound => outbound::serve(worker, accepted, identified).await,
         Direction::Inbound => inbound::serve(worker, accepted, identified).await,
+    }
+}
+
+/// Whether the client is an enrolled pod whose device is not known yet: then it cannot be told from others that send
+/// with its address, and is nobody.
+fn lacks_device(pods: &LocalPods, client: SocketAddr) -> bool {
+    pods.enrolled_by_address(client.ip()).is_some_and(|pod| pod.device.is_none())
+}
+
+/// Waits a moment for the device of a pod that just came. On a bridge it is found only once the pod has sent something.
+async fn device_of(worker: &Worker, client: SocketAddr) {
+    let deadline = Instant::now() + worker.settings.attempt_timeout;
+    while lacks_device(&worker.pods.load(), client) && Instant::now() < deadline {
+        sleep(DEVICE_POLL).await;
     }
 }
 

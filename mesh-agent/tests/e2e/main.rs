@@ -16,4 +16,5 @@ mod leaks;
 mod node;
 mod observability;
 mod passage;
+mod security;
 mod world;

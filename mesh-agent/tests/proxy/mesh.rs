@@ -15,7 +15,7 @@ use mesh_agent::config::{
     ServicePort, Store, TunnelProtocol, Workload,
 };
 use mesh_agent::identity::{Identities, SystemClock, Trust};
-use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, Redirection};
+use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
 use mesh_agent::proxy::{Marks, Proxy, ProxyInputs, ProxySettings};
 use mesh_agent::telemetry::{
     ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, ResponseFlag,
@@ -202,7 +202,7 @@ impl Mesh {
             kubernetes_uid: None,
             service_account: "default".into(),
             addresses: addresses.iter().map(|text| address(text)).collect(),
-            device: None,
+            device: Some(PodDevice { index: 7, name: "veth7".into() }),
             enrolled: true,
             redirection: Redirection::default(),
             failure_mode: FailureMode::Open,
