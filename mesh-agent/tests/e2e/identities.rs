@@ -1,13 +1,15 @@
 //! Certificates come, change and fail to come, under traffic.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use mesh_lab::echo::Answer;
 use mesh_lab::traffic::{Report, Traffic};
 use mesh_lab::{Kind, Manifests};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
-use crate::world::{PATIENCE, SERVICE_PORT, VIPS, World, eventually, who};
+use crate::world::{PATIENCE, SERVICE_PORT, VIPS, World, eventually, same_family, who};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const NODES: [&str; 2] = ["routed", "bridged"];
@@ -79,12 +81,20 @@ fn unharmed(traffic: Traffic) {
     assert_eq!(report.failed, 0, "{report}");
 }
 
-/// Connects, is refused, and returns what the client's agent says about it.
+/// Connects, is refused, and returns what the client's agent says about it. The reset may come before `connect` has
+/// returned, so the source address is chosen first.
 fn refused(world: &World, node: &str, from: &str, to: SocketAddr) -> Value {
-    let stream = world.connect(from, to);
-    let source = stream.local_addr().unwrap();
-    who(&stream).expect_err("nobody answers");
-    drop(stream);
+    let own = SocketAddr::new(same_family(world.machine(from), to.ip()), 0);
+    let open = move || -> std::io::Result<(SocketAddr, std::io::Result<Answer>)> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&own.into())?;
+        let connected = socket.connect_timeout(&to.into(), PATIENCE);
+        let stream = TcpStream::from(socket);
+        let source = stream.local_addr()?;
+        Ok((source, connected.and_then(|()| who(&stream))))
+    };
+    let (source, answer) = world.machine(from).namespace().run(open).unwrap().unwrap();
+    answer.expect_err("nobody answers");
     world.logged(node, "outbound", source)
 }
 
@@ -133,7 +143,10 @@ fn the_root_is_replaced_unseen() {
             shown.contains(&format!("rotation: {phase}")).then_some(())
         });
         go_on(&traffic, 50);
-        assert_eq!(who(&long_lived).unwrap().pod, "web-b");
+        // Its tunnel was opened with a certificate of the old root, and ends when that is no longer trusted.
+        if phase != "steady" {
+            assert_eq!(who(&long_lived).unwrap().pod, "web-b");
+        }
         if phase == "announced" {
             eventually("both nodes trust both", || {
                 NODES.iter().all(|node| roots(node).len() == 2).then_some(())
@@ -262,4 +275,34 @@ spec:
             |line: &Value| line["src.identity"].as_str().is_some_and(|who| who.ends_with("/sa/heir"));
         world.log("bridged").iter().any(|line| refused(line) && of_heir(line)).then_some(())
     });
+}
+
+#[test]
+fn certificates_outlast_an_absent_authority_until_they_expire() {
+    let mut world = short_lived(16);
+    let (across, beside) = (world.address("web-b", V4), world.address("web-r", V4));
+    let traffic = world.steady("client-r", across);
+    renewed(&world);
+    world.mesh.kill_control();
+    // A renewal that is due fails, which is at about half a life: the other half is left.
+    eventually("the authority is missed", || {
+        (status(&world, "routed", "client")["failures"].as_u64()? > 0).then_some(())
+    });
+    go_on(&traffic, 50);
+    world.mesh.start_control().unwrap();
+    renewed(&world);
+    unharmed(traffic);
+
+    world.mesh.kill_control();
+    for (node, account) in NODES.into_iter().zip(["client", "web"]) {
+        eventually(&format!("the certificate of {account} expires on {node}"), || {
+            (status(&world, node, account)["state"] == "expired").then_some(())
+        });
+    }
+    refused_for_want_of_identity(&world, "routed", "client-r", across, "expired at");
+    assert_eq!(world.ask("client-r", beside).pod, "web-r");
+
+    world.mesh.start_control().unwrap();
+    NODES.iter().for_each(|node| certified(&world, node));
+    assert_eq!(world.ask("client-r", across).pod, "web-b");
 }
