@@ -33,7 +33,7 @@ fn a_program_is_in_its_pods_namespace_and_cgroup_and_nowhere_else() {
     // The same mounts: bpffs and cgroup2 are there as outside.
     assert_eq!(lines.next().unwrap(), own("mnt").to_string_lossy());
     if let Some(cgroup) = pod.cgroup() {
-        assert!(cgroup.ends_with(format!("mesh-lab/{}/node1/pod", lab.name())));
+        assert!(cgroup.ends_with(format!("mesh-lab/{}/node1/poddefault_pod", lab.name())));
         let unified = lines.find_map(|line| line.strip_prefix("0::")).unwrap();
         assert!(cgroup.ends_with(unified.trim_start_matches('/')), "{unified}");
     }
