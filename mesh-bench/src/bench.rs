@@ -1,42 +1,91 @@
 //! One run: its options, the scenarios in turn, what they have measured.
 
-use anyhow::Result;
-use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
+use anyhow::{Result, bail};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+
+use crate::hold;
+use crate::interrupt::{Interrupted, Interruption};
 use crate::metric::Metric;
+use crate::progress::Progress;
 use crate::sample::Sample;
 use crate::scenarios;
+
+/// The contender that all others are compared with.
+pub(crate) const DIRECT: &str = "direct";
 
 /// What a run may be told.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
     /// Only these scenarios or contenders, by name; may be given several times, or separated by commas
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
     /// Fewer and shorter rounds: under three minutes, and less certain
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Compare with an earlier run, by its JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) baseline: Option<PathBuf>,
+    /// Where the reports go
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub(crate) output: PathBuf,
+    /// How many rounds all contenders take turns in [default: 5, with --quick 3]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=100))]
+    pub(crate) rounds: Option<usize>,
 }
 
 /// A run.
 pub(crate) struct Bench {
     options: Options,
     samples: Vec<Sample>,
+    interruption: Interruption,
+    progress: Option<Progress>,
 }
 
 impl Bench {
-    pub(crate) fn new(options: Options) -> Self {
-        Self { options, samples: Vec::new() }
+    /// A run that has not begun.
+    ///
+    /// # Errors
+    ///
+    /// When an option names what there is not.
+    pub(crate) fn new(options: Options) -> Result<Self> {
+        check_names(&options.only)?;
+        Ok(Self { options, samples: Vec::new(), interruption: Interruption::default(), progress: None })
     }
 
-    /// Runs every scenario that is wanted.
-    pub(crate) fn run(mut self) -> Result<()> {
+    /// Runs every scenario that is wanted, also after one has failed.
+    pub(crate) fn run(mut self) -> Result<ExitCode> {
+        hold::raise_descriptor_limit()?;
+        self.interruption = Interruption::listen(|| std::process::exit(INTERRUPTED.into()))?;
+        let mut failed = false;
         for scenario in scenarios::ALL {
-            if self.wants_scenario(scenario.name) {
-                (scenario.run)(&mut self)?;
+            if self.interruption.is_raised() {
+                break;
+            }
+            if !self.wants_scenario(scenario.name) {
+                continue;
+            }
+            self.progress = Some(Progress::start(scenario.name));
+            let outcome = (scenario.run)(&mut self);
+            let Some(progress) = self.progress.take() else { continue };
+            match outcome {
+                Ok(()) => progress.done(),
+                // The signal also ends the programs that the scenario has started, so any error may be its doing.
+                Err(_) if self.interruption.is_raised() => progress.failed("interrupted"),
+                Err(error) => {
+                    progress.failed(&format!("{error:#}"));
+                    failed = true;
+                }
             }
         }
-        Ok(())
+        Ok(match (self.interruption.is_raised(), failed) {
+            (true, _) => ExitCode::from(INTERRUPTED),
+            (false, true) => ExitCode::FAILURE,
+            (false, false) => ExitCode::SUCCESS,
+        })
     }
 
     /// Whether the scenario is to run.
@@ -49,7 +98,7 @@ impl Bench {
     pub(crate) fn wants_contender(&self, name: &str) -> bool {
         let scenario = |only: &&String| !scenarios::ALL.iter().any(|scenario| scenario.name == *only);
         let mut only = self.options.only.iter().filter(scenario).peekable();
-        name == "direct" || only.peek().is_none() || only.any(|only| only == name)
+        name == DIRECT || only.peek().is_none() || only.any(|only| only == name)
     }
 
     /// Whether the run is to be short.
@@ -59,7 +108,20 @@ impl Bench {
 
     /// How many rounds interleaved contenders run.
     pub(crate) fn rounds(&self) -> usize {
-        if self.is_quick() { 3 } else { 5 }
+        self.options.rounds.unwrap_or(if self.is_quick() { 3 } else { 5 })
+    }
+
+    /// Shows whose turn it is. Call it before each contender of each round, and hand its error on.
+    ///
+    /// # Errors
+    ///
+    /// When somebody has interrupted the run: what is recorded so far is reported.
+    pub(crate) fn turn(&self, contender: &str, round: usize) -> Result<(), Interrupted> {
+        self.interruption.check()?;
+        if let Some(progress) = &self.progress {
+            progress.turn(contender, round);
+        }
+        Ok(())
     }
 
     /// Notes what was measured.
@@ -73,4 +135,28 @@ impl Bench {
     ) {
         self.samples.push(Sample { scenario, contender: contender.into(), metric, round, value });
     }
+}
+
+/// The exit status of a run that was interrupted, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// The contenders that there are.
+fn contenders() -> Vec<String> {
+    [DIRECT, "mesh-agent", "envoy", "haproxy"].map(str::to_owned).into()
+}
+
+fn check_names(only: &[String]) -> Result<()> {
+    let scenarios = scenarios::ALL.map(|scenario| scenario.name);
+    let contenders = contenders();
+    let known = |name: &&String| scenarios.contains(&name.as_str()) || contenders.contains(name);
+    let unknown: Vec<_> = only.iter().filter(|name| !known(name)).map(|name| format!("`{name}`")).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "--only: {} is neither a scenario nor a contender\n\n  scenarios:  {}\n  contenders: {}",
+        unknown.join(", "),
+        scenarios.join(", "),
+        contenders.join(", ")
+    );
 }

@@ -5,8 +5,11 @@
 //! made of the samples at the end. BENCHMARKS.md says what is measured and what it said.
 
 mod bench;
+mod cli;
 mod hold;
+mod interrupt;
 mod metric;
+mod progress;
 mod resident;
 mod sample;
 mod scenarios;
@@ -14,41 +17,16 @@ mod synthetic;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use tracing_subscriber::EnvFilter;
-
-/// Compares the mesh with direct connections and with its peers.
-#[derive(Debug, Parser)]
-#[command(version, about)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the benchmarks.
-    Run(bench::Options),
-    /// Take connections and hold them.
-    #[command(hide = true)]
-    Accept(hold::AcceptOptions),
-    /// Open connections and hold them.
-    #[command(hide = true)]
-    Hold(hold::HoldOptions),
-}
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    let result = match Arguments::parse().command {
-        Command::Run(options) => bench::Bench::new(options).run(),
-        Command::Accept(options) => hold::accept(&options),
-        Command::Hold(options) => hold::hold(&options),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match cli::Arguments::parse().command.run() {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("mesh-bench: {error:#}");
+            progress::failure(&error);
             ExitCode::FAILURE
         }
     }

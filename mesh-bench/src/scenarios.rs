@@ -22,7 +22,7 @@ pub(crate) struct Scenario {
 }
 
 /// In the order in which they run.
-pub(crate) const ALL: &[Scenario] = &[
+pub(crate) const ALL: [Scenario; 9] = [
     Scenario { name: "same-node-l4", run: same_node::run },
     Scenario { name: "two-nodes-plain", run: two_nodes::plain },
     Scenario { name: "two-nodes-mtls", run: two_nodes::mtls },

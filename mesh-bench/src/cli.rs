@@ -1,0 +1,42 @@
+//! The command line: `run`, and workers that scenarios start inside of namespaces.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::bench::{Bench, Options};
+use crate::hold;
+
+/// Compares the mesh with direct connections and with its peers.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What this process is to do. Workers are hidden: they are started by scenarios, not by people.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the scenarios and report what they have measured
+    Run(Options),
+    /// Take connections and hold them
+    #[command(hide = true)]
+    Accept(hold::AcceptOptions),
+    /// Open connections and hold them
+    #[command(hide = true)]
+    Hold(hold::HoldOptions),
+}
+
+impl Command {
+    /// Does it; the exit status says whether everything that was wanted has been measured.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Run(options) => return Bench::new(options)?.run(),
+            Self::Accept(options) => hold::accept(&options)?,
+            Self::Hold(options) => hold::hold(&options)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
