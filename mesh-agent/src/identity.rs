@@ -35,7 +35,7 @@ pub use mesh_xds::identity::Identity;
 
 pub use authority::{Authority, AuthorityClient, AuthorityError};
 pub use clock::{Clock, SystemClock};
-pub use credentials::{Credentials, InvalidCredentials};
+pub use credentials::{Credentials, HTTP2, InvalidCredentials, TRUNK};
 pub use identities::{Identities, IdentityState, IdentityStatus, NoCredentials};
 pub use manager::{IdentityManager, IdentitySettings};
 pub use peer::{PeerError, check_peer_is, peer_identity};

@@ -20,8 +20,12 @@ use super::peer::{PeerError, peer_identity};
 use super::trust::Trust;
 use super::verifier::PeerVerifier;
 
-/// The only protocol spoken over these connections.
-const HTTP2: &[u8] = b"h2";
+/// HTTP/2, in which HBONE is spoken (RFC 9113, 3.1).
+pub const HTTP2: &[u8] = b"h2";
+
+/// What two agents of ours speak with each other ([`trunk`](crate::proxy::tunnel::trunk)). The number changes with what is
+/// on the wire.
+pub const TRUNK: &[u8] = b"mesh-trunk/1";
 
 /// Numbers all credentials of the process.
 static GENERATIONS: AtomicU64 = AtomicU64::new(0);
@@ -113,9 +117,16 @@ impl Credentials {
         self.facts.not_after
     }
 
-    /// For accepting connections: TLS 1.3, HTTP/2, and a client certificate of a trusted domain.
+    /// For accepting connections: TLS 1.3, a trunk or HTTP/2, and a client certificate of a trusted domain.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
+    }
+
+    /// As [`server`](Self::server), with HTTP/2 only.
+    pub fn server_without_trunks(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.server);
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        Arc::new(config)
     }
 
     /// For opening connections: TLS 1.3, HTTP/2. That the server's certificate is genuine is verified; who it is, is
@@ -144,7 +155,7 @@ fn server_config(
         .map_err(InvalidCredentials::Key)?
         .with_client_cert_verifier(Arc::new(PeerVerifier(Arc::clone(trust))))
         .with_cert_resolver(Arc::clone(certified) as _);
-    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.alpn_protocols = vec![TRUNK.to_vec(), HTTP2.to_vec()];
     // A resumed session is not verified again: a peer that was revoked, or has another identity by now, would get in
     // on the strength of an old handshake.
     config.send_tls13_tickets = 0;

@@ -1,8 +1,9 @@
-//! HBONE: connections inside of mutual TLS and HTTP/2, as ztunnel and Envoy speak it.
+//! Tunnels: connections inside of mutual TLS.
 //!
-//! A tunnel is a TLS 1.3 connection to port 15008 of a workload, waypoint or gateway; a connection in it is a stream
-//! that is opened with CONNECT and answered with 200 once the other side is connected to the destination. Both sides
-//! prove by their certificates which service account they speak for.
+//! A tunnel is a TLS 1.3 connection to port 15008 of a workload, waypoint or gateway; a connection in it is a stream, open
+//! once the other side is connected to the destination. Both sides prove by their certificates which service account they
+//! speak for. What is spoken inside is HBONE (HTTP/2 CONNECT, as ztunnel and Envoy speak it; `hbone`) or, between two of our
+//! own agents, something leaner ([`trunk`]); the handshake agrees on it.
 //!
 //! - the client's side: [`Tunnels`], a pool that opens tunnels and keeps them for the next connection (`pool`,
 //!   `client`, `double`);
@@ -16,6 +17,7 @@ mod client;
 mod connection;
 mod double;
 mod error;
+mod hbone;
 mod headers;
 mod pool;
 mod relay;
@@ -25,6 +27,7 @@ mod settings;
 mod state;
 mod stream;
 mod tls;
+pub(crate) mod trunk;
 
 pub use authority::{Authority, InvalidAuthority};
 pub use error::{Step, TunnelError, TunnelFailure};
@@ -35,4 +38,5 @@ pub use request::TunnelRoute;
 pub use server::{ConnectRequest, ServerError, TunnelServer};
 pub use settings::TunnelSettings;
 pub use state::TunnelEnd;
+use stream::Far;
 pub use stream::TunnelStream;

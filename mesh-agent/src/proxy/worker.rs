@@ -139,7 +139,7 @@ pub(super) fn run(
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let buffers = BufferPool::new(shared.settings.buffer_memory);
     let tunnels = Tunnels::new(Arc::clone(&shared.settings), Rc::clone(&buffers));
-    let tunnel_server = TunnelServer::new(&shared.settings.tunnel);
+    let tunnel_server = TunnelServer::new(&shared.settings.tunnel, Rc::clone(&buffers));
     let worker = Rc::new(Worker {
         index,
         shared,

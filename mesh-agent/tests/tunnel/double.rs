@@ -9,7 +9,7 @@ use crate::world::{Agent, Client, Mesh, eventually, identity, on_worker, server,
 
 #[test]
 fn a_gateway_carries_what_it_cannot_read() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mirror = server(|mut tcp| async move {
             let mut question = Vec::new();

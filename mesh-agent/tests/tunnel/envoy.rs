@@ -219,7 +219,7 @@ async fn exchange(tcp: &mut TcpStream) {
 
 #[test]
 fn envoy_serves_our_tunnels() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let own = mesh.authority.issue(&Leaf::workload(identity("web"))).unwrap();
         let envoy = Envoy::start(&mesh.authority, &own, &terminating(mirror().await));
@@ -248,7 +248,7 @@ fn envoy_serves_our_tunnels() {
 
 #[test]
 fn we_serve_envoys_tunnels() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let own = mesh.authority.issue(&Leaf::workload(identity("client"))).unwrap();

@@ -22,7 +22,7 @@ use crate::world::{Agent, Client, Mesh, echo, eventually, identity, on_worker, s
 
 #[test]
 fn connections_share_a_tunnel() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let client = Client::new(&mesh.credentials("client"), &settings());
@@ -46,7 +46,7 @@ fn connections_share_a_tunnel() {
 
 #[test]
 fn the_server_knows_who_asks_for_what() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         type Asked = Rc<RefCell<Vec<(String, Authority, Claims)>>>;
         let asked: Asked = Rc::default();
@@ -83,7 +83,7 @@ fn the_server_knows_who_asks_for_what() {
 
 #[test]
 fn refusals_come_with_their_reason() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         for (status, flag) in [
             (StatusCode::UNAUTHORIZED, ResponseFlag::Denied),
@@ -118,7 +118,7 @@ fn refusals_come_with_their_reason() {
 
 #[test]
 fn a_server_that_cannot_be_reached_is_named() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let client = Client::new(&mesh.credentials("client"), &settings());
         let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
@@ -146,7 +146,7 @@ async fn by_hand(address: SocketAddr, credentials: &Arc<Credentials>) -> h2::cli
 
 #[test]
 fn only_connect_with_a_proper_authority_is_served() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let mut sender = by_hand(agent.address, &mesh.credentials("client")).await;
@@ -169,7 +169,7 @@ fn only_connect_with_a_proper_authority_is_served() {
 
 #[test]
 fn headers_without_end_are_refused_and_resets_in_a_row_end_the_tunnel() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::with(&mesh.credentials("web"), &settings(), |request, _| drop(request)).await;
         let connect = || Request::connect("10.1.0.9:80").body(()).unwrap();
@@ -209,7 +209,7 @@ fn headers_without_end_are_refused_and_resets_in_a_row_end_the_tunnel() {
 
 #[test]
 fn who_does_not_finish_the_handshake_is_let_go() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mut settings = settings();
         settings.tunnel.handshake_timeout = std::time::Duration::from_millis(200);

@@ -10,7 +10,7 @@ use crate::world::{Agent, Client, Mesh, Wire, echo, eventually, on_worker, setti
 
 #[test]
 fn a_burst_opens_as_many_tunnels_as_it_needs() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mut settings = settings();
         settings.tunnel.streams_per_tunnel = 100;
@@ -31,7 +31,7 @@ fn a_burst_opens_as_many_tunnels_as_it_needs() {
 
 #[test]
 fn a_peer_that_takes_fewer_streams_gets_more_tunnels() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mut few = settings();
         few.tunnel.streams_per_tunnel = 4;
@@ -50,7 +50,7 @@ fn a_peer_that_takes_fewer_streams_gets_more_tunnels() {
 
 #[test]
 fn tunnels_are_limited_and_idle_ones_make_room() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mut settings = settings();
         settings.tunnel.streams_per_tunnel = 1;
@@ -80,7 +80,7 @@ fn tunnels_are_limited_and_idle_ones_make_room() {
 
 #[test]
 fn another_identity_or_certificate_gets_another_tunnel() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let mut client = Client::new(&mesh.credentials("client"), &settings());
@@ -105,7 +105,7 @@ fn another_identity_or_certificate_gets_another_tunnel() {
 
 #[test]
 fn idle_tunnels_are_closed_by_either_side() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let (mut eager, mut patient) = (settings(), settings());
         eager.tunnel.idle_timeout = Duration::from_millis(100);
@@ -131,7 +131,7 @@ fn idle_tunnels_are_closed_by_either_side() {
 
 #[test]
 fn a_draining_server_keeps_its_streams_and_gets_no_new_ones() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let client = Client::new(&mesh.credentials("client"), &settings());
@@ -152,7 +152,7 @@ fn a_draining_server_keeps_its_streams_and_gets_no_new_ones() {
 
 #[test]
 fn a_peer_that_is_silent_is_given_up() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let mut settings = settings();
         settings.tunnel.ping_interval = Duration::from_millis(100);
@@ -179,7 +179,7 @@ fn a_peer_that_is_silent_is_given_up() {
 /// A tunnel that looks alive and is not: the opener does not wait for it twice.
 #[test]
 fn a_stream_without_answer_casts_doubt_on_its_tunnel() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let wire = Wire::to(agent.address).await;
@@ -200,7 +200,7 @@ fn a_stream_without_answer_casts_doubt_on_its_tunnel() {
 
 #[test]
 fn a_tunnel_that_died_unseen_is_replaced() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::with(&mesh.credentials("web"), &settings(), {
             let count = std::cell::Cell::new(0);

@@ -59,7 +59,7 @@ async fn verdict_on_client(mesh: &Mesh, client: &Arc<Credentials>) -> (PeerError
 
 #[test]
 fn servers_are_who_they_should_be_or_are_sent_nothing() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let stranger = Authority::root("stranger").unwrap();
         let web = Leaf::workload(identity("web"));
@@ -84,7 +84,7 @@ fn servers_are_who_they_should_be_or_are_sent_nothing() {
 
 #[test]
 fn clients_are_refused_and_told_why() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let stranger = Authority::root("stranger").unwrap();
         let leaf = Leaf::workload(identity("client"));
@@ -114,7 +114,7 @@ fn clients_are_refused_and_told_why() {
 /// The tunnel is open when its peer falls from grace.
 #[test]
 fn tunnels_of_peers_that_lose_trust_are_ended() {
-    on_worker(async {
+    on_worker(|| async {
         // The client's own state of trust, and the server's: each ends it alone.
         for of_server in [false, true] {
             let mesh = Mesh::new();
@@ -156,7 +156,7 @@ fn tunnels_of_peers_that_lose_trust_are_ended() {
 
 #[test]
 fn tunnels_outlive_a_root_that_is_added_and_end_with_their_own() {
-    on_worker(async {
+    on_worker(|| async {
         let mesh = Mesh::new();
         let agent = Agent::start(&mesh.credentials("web"), &settings()).await;
         let client = Client::new(&mesh.credentials("client"), &settings());

@@ -27,8 +27,22 @@ use webpki::OwnedCertRevocationList;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs a test as a worker runs: on one thread.
-pub fn on_worker(test: impl Future<Output = ()>) {
+thread_local! {
+    /// Whether agents may speak what is their own with each other.
+    static TRUNKS: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs a test as a worker runs, on one thread: once with trunks between the agents, once with HBONE.
+pub fn on_worker<F: Future<Output = ()>>(test: impl Fn() -> F) {
+    for trunks in [true, false] {
+        println!("tunnels speak {}", if trunks { "the agents' own protocol" } else { "HBONE" });
+        TRUNKS.set(trunks);
+        on_worker_once(test());
+    }
+}
+
+/// Runs a test on one thread, with what the agents speak by default.
+pub fn on_worker_once(test: impl Future<Output = ()>) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
     runtime.block_on(async {
         tokio::time::timeout(3 * PATIENCE, test).await.expect("the test takes too long");
@@ -49,7 +63,9 @@ pub fn identity(name: &str) -> Identity {
 }
 
 pub fn settings() -> ProxySettings {
-    ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 })
+    let mut settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 });
+    settings.tunnel.trunks = TRUNKS.get();
+    settings
 }
 
 /// Who signs, and who is trusted.
@@ -154,7 +170,8 @@ impl Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Rc<Seen> = Rc::default();
-        let server = Rc::new(TunnelServer::new(&settings.tunnel));
+        let buffers = BufferPool::new(settings.buffer_memory);
+        let server = Rc::new(TunnelServer::new(&settings.tunnel, buffers));
         let (credentials, noted, handler) = (Arc::clone(credentials), Rc::clone(&seen), Rc::new(handler));
         spawn_local(async move {
             loop {
@@ -197,7 +214,7 @@ async fn connect(request: ConnectRequest, seen: Rc<Seen>, settings: ProxySetting
     };
     let (mut server, mut tunnel) = (Stream::new(tcp), request.accept().unwrap());
     seen.open.set(seen.open.get() + 1);
-    let end = relay(&mut server, &mut tunnel, &Traffic::default(), &buffers, settings.idle_timeout).await;
+    let end = relay(&mut server, &mut tunnel, &Arc::default(), &buffers, settings.idle_timeout).await;
     seen.open.set(seen.open.get() - 1);
     seen.ends.borrow_mut().push(end);
 }

@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::settings::{FRAME_PAYLOAD, HEADER_LIST, TunnelSettings};
 use super::state::{TunnelEnd, TunnelState};
+use super::trunk::Shared;
 use crate::identity::{PeerSide, Trust};
 
 /// Streams that one side has reset and the other may still send to, for as long as [`RESET_MEMORY`].
@@ -69,22 +70,40 @@ pub(super) fn server_builder(settings: &TunnelSettings) -> server::Builder {
     builder
 }
 
+/// Asks a peer whether it is there.
+pub(super) trait Pings {
+    /// Waits for the answer. An error when the connection has ended.
+    async fn ping(&mut self) -> Result<(), ()>;
+}
+
+impl Pings for Option<PingPong> {
+    async fn ping(&mut self) -> Result<(), ()> {
+        match self {
+            Some(pings) => pings.ping(Ping::opaque()).await.map(drop).map_err(drop),
+            None => Err(()),
+        }
+    }
+}
+
+impl Pings for Rc<Shared> {
+    async fn ping(&mut self) -> Result<(), ()> {
+        Shared::ping(self).await
+    }
+}
+
 /// Pings the peer now and then, and whenever `doubt` is told; `answered` after each answer. Returns when there is none.
 pub(super) async fn silence(
-    pings: Option<PingPong>,
+    mut pings: impl Pings,
     settings: &TunnelSettings,
     doubt: &Notify,
     answered: impl Fn(),
 ) -> TunnelEnd {
-    let Some(mut pings) = pings else {
-        return std::future::pending().await;
-    };
     loop {
         let _ = timeout(settings.ping_interval, doubt.notified()).await;
-        match timeout(settings.ping_timeout, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => answered(),
-            // The connection has ended; whoever drives it knows why.
-            Ok(Err(_)) => return std::future::pending().await,
+        match timeout(settings.ping_timeout, pings.ping()).await {
+            Ok(Ok(())) => answered(),
+            // Whoever drives it knows why it has ended.
+            Ok(Err(())) => return std::future::pending().await,
             Err(_) => return TunnelEnd::Silent,
         }
     }

@@ -10,14 +10,16 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_local;
 
 use super::client::{Ends, establish_over};
 use super::error::TunnelFailure;
+use super::hbone::HboneStream;
+use super::request::TunnelRoute;
 use super::settings::{FRAME_PAYLOAD, TunnelSettings};
-use super::stream::TunnelStream;
+use super::stream::{StreamKind, TunnelStream};
+use crate::identity::PeerError;
 use crate::proxy::relay::{BufferPool, Size};
 
 /// Opens a connection through a tunnel within `outer`.
@@ -25,22 +27,26 @@ pub(super) async fn open(
     outer: TunnelStream,
     buffers: &Rc<BufferPool>,
     ends: &Ends,
-    request: Request<()>,
+    route: &TunnelRoute,
     settings: &TunnelSettings,
 ) -> Result<TunnelStream, TunnelFailure> {
-    let io = TunnelIo { stream: outer, buffers: Rc::clone(buffers) };
+    let StreamKind::Hbone(stream) = outer.kind else {
+        // Gateways are asked for HBONE.
+        return Err(PeerError::Handshake("a gateway has to speak HTTP/2".into()).into());
+    };
+    let io = TunnelIo { stream, buffers: Rc::clone(buffers) };
     let (tunnel, driver) = establish_over(io, ends, 1, settings).await?;
     let tunnel = Rc::new(tunnel);
     let (handle, settings) = (Rc::downgrade(&tunnel), settings.clone());
     spawn_local(async move { driver.drive(&handle, &settings, || {}).await });
     let guard = tunnel.state.enter();
     // When this handle is dropped, the tunnel stays open for as long as the one stream it has.
-    tunnel.connect(request, guard).await.map_err(TunnelFailure::from)
+    tunnel.connect(route, guard).await.map_err(TunnelFailure::from)
 }
 
 /// A stream as a connection.
 struct TunnelIo {
-    stream: TunnelStream,
+    stream: HboneStream,
     buffers: Rc<BufferPool>,
 }
 

@@ -120,6 +120,19 @@ impl Claims {
         claims
     }
 
+    /// What these header values say; empty ones say nothing.
+    pub(super) fn of(baggage: &str, forwarded: &str, trace_parent: &str) -> Self {
+        let mut headers = HeaderMap::with_capacity(3);
+        for (name, value) in [(BAGGAGE, baggage), (FORWARDED, forwarded), (TRACE_PARENT, trace_parent)] {
+            if let Ok(value) = HeaderValue::from_str(value)
+                && !value.is_empty()
+            {
+                headers.insert(name, value);
+            }
+        }
+        Self::read(&headers)
+    }
+
     fn read_member(&mut self, member: &str) {
         // Properties after a semicolon are not ours.
         let Some((name, value)) = member.split(';').next().and_then(|pair| pair.split_once('=')) else {
@@ -201,9 +214,13 @@ fn is_trace_parent(value: &HeaderValue) -> bool {
 
 /// A reason as a header may carry it: printable ASCII, not too long.
 pub(super) fn reason_value(reason: &str) -> HeaderValue {
+    HeaderValue::from_str(&plain_reason(reason)).unwrap_or_else(|_| HeaderValue::from_static("?"))
+}
+
+/// A reason as it is sent, and as it is believed.
+pub(super) fn plain_reason(reason: &str) -> String {
     let plain = |character: char| if matches!(character, ' '..='~') { character } else { '?' };
-    let text: String = reason.chars().take(LONGEST_REASON).map(plain).collect();
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("?"))
+    reason.chars().take(LONGEST_REASON).map(plain).collect()
 }
 
 /// The reason that a server gives, if it does.

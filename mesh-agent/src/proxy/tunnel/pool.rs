@@ -50,6 +50,7 @@ struct Key {
     source: Option<IpAddr>,
     gateway: SocketAddr,
     expected: Arc<[Identity]>,
+    trunk: bool,
 }
 
 /// The tunnels of one key; at least one.
@@ -107,8 +108,8 @@ impl Tunnels {
         deadline: Instant,
     ) -> Result<TunnelStream, TunnelFailure> {
         let outer = self.0.open(route, deadline).await?;
-        let ends = Ends { expected: Arc::clone(expected), ..route.ends() };
-        let inner = double::open(outer, &self.0.buffers, &ends, route.request()?, &self.0.settings.tunnel);
+        let ends = Ends { expected: Arc::clone(expected), ..route.ends(false) };
+        let inner = double::open(outer, &self.0.buffers, &ends, route, &self.0.settings.tunnel);
         timeout_at(deadline, Box::pin(inner)).await.unwrap_or(Err(TunnelFailure::Timeout(Step::Answer)))
     }
 
@@ -124,11 +125,11 @@ impl Pool {
         route: &TunnelRoute,
         deadline: Instant,
     ) -> Result<TunnelStream, TunnelFailure> {
-        let ends = route.ends();
+        let ends = route.ends(self.settings.tunnel.trunks);
         let mut is_retry = false;
         loop {
             let (tunnel, guard) = self.take(&ends, deadline).await?;
-            let connecting = tunnel.connect(route.request()?, guard);
+            let connecting = tunnel.connect(route, guard);
             let failed = match timeout_at(deadline, connecting).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(failed)) => failed,
@@ -265,7 +266,7 @@ async fn run(
     tell: oneshot::Sender<Result<(), TunnelFailure>>,
 ) {
     // Boxed: it takes room that is given back before the tunnel is driven, which may last for days.
-    let established = Box::pin(establish(&ends, capacity, &pool.settings)).await;
+    let established = Box::pin(establish(&ends, capacity, &pool.settings, &pool.buffers)).await;
     drop(ends);
     let is_attempt = |known: &Rc<Attempt>| Rc::ptr_eq(known, &attempt);
     let (tunnel, driver) = match established {
@@ -308,6 +309,7 @@ impl From<&Ends> for Key {
             source: ends.source,
             gateway: ends.gateway,
             expected: Arc::clone(&ends.expected),
+            trunk: ends.trunk,
         }
     }
 }

@@ -31,13 +31,20 @@ pub struct TunnelRoute {
 }
 
 impl TunnelRoute {
-    pub(super) fn ends(&self) -> Ends {
+    /// `trunks`: whether we would rather not speak HBONE. With gateways we do: the inner tunnel is a stream of it.
+    pub(super) fn ends(&self, trunks: bool) -> Ends {
         Ends {
+            trunk: trunks && self.path.inner.is_none(),
             credentials: Arc::clone(&self.credentials),
             source: self.source,
             gateway: self.path.gateway,
             expected: Arc::clone(&self.path.expected),
         }
+    }
+
+    /// Who opened the connection, and to which service.
+    pub(super) fn forwarded(&self) -> HeaderValue {
+        forwarded(self.client, self.service.as_deref())
     }
 
     pub(super) fn request(&self) -> Result<Request<()>, TunnelFailure> {
@@ -49,7 +56,7 @@ impl TunnelRoute {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
-        headers.insert(FORWARDED, forwarded(self.client, self.service.as_deref()));
+        headers.insert(FORWARDED, self.forwarded());
         if let Some(baggage) = &self.baggage {
             headers.insert(BAGGAGE, baggage.clone());
         }

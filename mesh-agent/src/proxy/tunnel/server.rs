@@ -4,15 +4,16 @@
 //! headers, resets. A tunnel on which nothing is asked for is closed after a while, so that half a request is no way to
 //! stay either. Nothing is answered before the client's certificate is verified.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{PingPong, Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
@@ -22,13 +23,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::authority::Authority;
-use super::connection::{distrust, idle, owned, server_builder, silence};
+use super::authority::{Authority, InvalidAuthority};
+use super::connection::{Pings, distrust, idle, owned, server_builder, silence};
+use super::hbone::{Chunk, HboneStream};
 use super::headers::{Claims, MESH_ERROR, reason_value};
 use super::settings::TunnelSettings;
 use super::state::{Guard, TunnelEnd, TunnelState};
-use super::stream::{Chunk, Far, TunnelStream};
-use crate::identity::{Credentials, Identity, PeerError, PeerSide, peer_identity};
+use super::stream::{Far, StreamKind, TunnelStream};
+use super::trunk::{Engine, Open, OpenRequest, Shared};
+use crate::identity::{Credentials, Identity, PeerError, PeerSide, TRUNK, peer_identity};
+use crate::proxy::relay::BufferPool;
 use crate::proxy::socket::Stream;
 use crate::telemetry::ResponseFlag;
 
@@ -38,6 +42,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What the tunnels that others open to a worker have in common.
 pub struct TunnelServer {
     settings: TunnelSettings,
+    buffers: Rc<BufferPool>,
     handshakes: Semaphore,
 }
 
@@ -72,15 +77,82 @@ impl ServerError {
 
 /// A tunnel whose client is known.
 struct Accepted {
-    connection: Connection<TlsStream<Stream>, Chunk>,
+    protocol: Protocol,
     chain: Vec<CertificateDer<'static>>,
     peer: Arc<Identity>,
+    state: Rc<TunnelState>,
+}
+
+/// What is spoken in it.
+enum Protocol {
+    Hbone(Connection<TlsStream<Stream>, Chunk>),
+    Trunk(Engine),
+}
+
+impl Protocol {
+    fn close_gracefully(&mut self) {
+        match self {
+            Self::Hbone(connection) => connection.graceful_shutdown(),
+            Self::Trunk(engine) => engine.close_gracefully(),
+        }
+    }
+
+    /// Drives the tunnel until a connection is asked for, or to its end.
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: &Arc<Identity>,
+        state: &Rc<TunnelState>,
+    ) -> Poll<Option<io::Result<ConnectRequest>>> {
+        match self {
+            Self::Hbone(connection) => loop {
+                return match ready!(connection.poll_accept(cx)) {
+                    Some(Ok((request, respond))) => {
+                        match ConnectRequest::read(request, respond, peer, state) {
+                            Some(request) => Poll::Ready(Some(Ok(request))),
+                            None => continue,
+                        }
+                    }
+                    // Nobody misses anything.
+                    Some(Err(error)) if error.is_io() && state.streams() == 0 => Poll::Ready(None),
+                    Some(Err(error)) => Poll::Ready(Some(Err(state.broken(error)))),
+                    None => Poll::Ready(None),
+                };
+            },
+            Self::Trunk(engine) => loop {
+                return match ready!(engine.poll_next(cx)) {
+                    Some(Ok(request)) => match ConnectRequest::open(request, peer) {
+                        Some(request) => Poll::Ready(Some(Ok(request))),
+                        None => continue,
+                    },
+                    Some(Err(_)) if state.streams() == 0 => Poll::Ready(None),
+                    Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                    None => Poll::Ready(None),
+                };
+            },
+        }
+    }
+}
+
+/// Asks the client whether it is there.
+enum Pinger {
+    Hbone(Option<PingPong>),
+    Trunk(Rc<Shared>),
+}
+
+impl Pings for Pinger {
+    async fn ping(&mut self) -> Result<(), ()> {
+        match self {
+            Self::Hbone(pings) => pings.ping().await,
+            Self::Trunk(shared) => shared.ping().await,
+        }
+    }
 }
 
 impl TunnelServer {
-    /// One for each worker.
-    pub fn new(settings: &TunnelSettings) -> Self {
-        Self { settings: settings.clone(), handshakes: Semaphore::new(settings.handshakes) }
+    /// One for each worker. `buffers` are the worker's.
+    pub fn new(settings: &TunnelSettings, buffers: Rc<BufferPool>) -> Self {
+        Self { settings: settings.clone(), buffers, handshakes: Semaphore::new(settings.handshakes) }
     }
 
     /// Serves a tunnel to its end, and has `connect` take each connection that is asked for: it must not block, so it
@@ -96,11 +168,15 @@ impl TunnelServer {
         stream.end_in_order();
         let revision = credentials.trust().revision();
         // Boxed: it takes room that is given back.
-        let Accepted { mut connection, chain, peer } = Box::pin(self.handshake(stream, credentials)).await?;
+        let Accepted { mut protocol, chain, peer, state } =
+            Box::pin(self.handshake(stream, credentials)).await?;
 
-        let state = TunnelState::of(Arc::clone(&peer));
         let doubt = Notify::new();
-        let mut silent = pin!(silence(connection.ping_pong(), &self.settings, &doubt, || {}));
+        let pings = match &mut protocol {
+            Protocol::Hbone(connection) => Pinger::Hbone(connection.ping_pong()),
+            Protocol::Trunk(engine) => Pinger::Trunk(Rc::clone(engine.shared())),
+        };
+        let mut silent = pin!(silence(pings, &self.settings, &doubt, || {}));
         let mut distrusted = pin!(distrust(credentials.trust(), revision, PeerSide::Client, &chain));
         let leisure = self.settings.idle_timeout + self.settings.idle_grace;
         let mut no_more = pin!(async {
@@ -116,18 +192,12 @@ impl TunnelServer {
                 end = &mut distrusted => break end,
                 () = &mut no_more, if !closing => {
                     closing = true;
-                    connection.graceful_shutdown();
+                    protocol.close_gracefully();
                 }
                 end = &mut silent => break end,
-                request = connection.accept() => match request {
-                    Some(Ok((request, respond))) => {
-                        if let Some(request) = ConnectRequest::read(request, respond, &peer, &state) {
-                            connect(request);
-                        }
-                    }
-                    // Nobody misses anything.
-                    Some(Err(error)) if error.is_io() && state.streams() == 0 => return Ok(()),
-                    Some(Err(error)) => return Err(ServerError::Broken(state.broken(error))),
+                request = poll_fn(|cx| protocol.poll_accept(cx, &peer, &state)) => match request {
+                    Some(Ok(request)) => connect(request),
+                    Some(Err(error)) => return Err(ServerError::Broken(error)),
                     None => return Ok(()),
                 },
             }
@@ -142,7 +212,9 @@ impl TunnelServer {
         let handshake = async {
             // Closed by nobody.
             let permit = self.handshakes.acquire().await.ok();
-            let accepting = TlsAcceptor::from(credentials.server()).accept(stream).into_fallible();
+            let config =
+                if self.settings.trunks { credentials.server() } else { credentials.server_without_trunks() };
+            let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
             let tls = match accepting.await {
                 Ok(tls) => tls,
                 Err((error, stream)) => {
@@ -154,10 +226,14 @@ impl TunnelServer {
             let (_, session) = tls.get_ref();
             let chain = owned(session.peer_certificates());
             let peer = Arc::new(peer_identity(Some(&chain))?);
-            let opened = server_builder(&self.settings).handshake(tls).await;
-            let connection =
-                opened.map_err(|error| ServerError::Broken(TunnelState::default().broken(error)))?;
-            Ok(Accepted { connection, chain, peer })
+            let state = TunnelState::of(Arc::clone(&peer));
+            let protocol = if session.alpn_protocol() == Some(TRUNK) {
+                Protocol::Trunk(Engine::serve(tls, Rc::clone(&state), &self.settings, &self.buffers))
+            } else {
+                let opened = server_builder(&self.settings).handshake(tls).await;
+                Protocol::Hbone(opened.map_err(|error| ServerError::Broken(state.broken(error)))?)
+            };
+            Ok(Accepted { protocol, chain, peer, state })
         };
         timeout_at(deadline, handshake).await.unwrap_or(Err(ServerError::Timeout))
     }
@@ -179,9 +255,13 @@ pub struct ConnectRequest {
     pub authority: Authority,
     /// What the client says of itself, not proven.
     pub claims: Claims,
-    respond: SendResponse<Chunk>,
-    receive: RecvStream,
-    guard: Guard,
+    asked: Asked,
+}
+
+/// How it was asked.
+enum Asked {
+    Hbone { respond: SendResponse<Chunk>, receive: RecvStream, guard: Guard },
+    Trunk(OpenRequest),
 }
 
 impl ConnectRequest {
@@ -201,37 +281,66 @@ impl ConnectRequest {
         let authority = match text.parse() {
             Ok(authority) => authority,
             Err(invalid) => {
-                let invalid: super::authority::InvalidAuthority = invalid;
+                let invalid: InvalidAuthority = invalid;
                 answer(respond, StatusCode::BAD_REQUEST, &invalid.to_string());
                 return None;
             }
         };
         let claims = Claims::read(&head.headers);
-        Some(Self { peer: Arc::clone(peer), authority, claims, respond, receive, guard: state.enter() })
+        let asked = Asked::Hbone { respond, receive, guard: state.enter() };
+        Some(Self { peer: Arc::clone(peer), authority, claims, asked })
+    }
+
+    /// Reads what was asked for in a trunk; what is none is answered.
+    fn open(request: OpenRequest, peer: &Arc<Identity>) -> Option<Self> {
+        let Open { authority, forwarded, baggage, trace_parent } = &request.open;
+        let authority = match authority.parse() {
+            Ok(authority) => authority,
+            Err(invalid) => {
+                let invalid: InvalidAuthority = invalid;
+                request.reject(StatusCode::BAD_REQUEST, &invalid.to_string());
+                return None;
+            }
+        };
+        let claims = Claims::of(baggage, forwarded, trace_parent);
+        Some(Self { peer: Arc::clone(peer), authority, claims, asked: Asked::Trunk(request) })
     }
 
     /// Answers that the connection is open.
-    pub fn accept(mut self) -> Result<TunnelStream, io::Error> {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::OK;
-        match self.respond.send_response(response, false) {
-            Ok(send) => Ok(TunnelStream::new(send, self.receive, Far::Client, self.guard)),
-            Err(error) => Err(self.guard.broken(error)),
-        }
+    pub fn accept(self) -> Result<TunnelStream, io::Error> {
+        let kind = match self.asked {
+            Asked::Hbone { mut respond, receive, guard } => {
+                let mut response = Response::new(());
+                *response.status_mut() = StatusCode::OK;
+                match respond.send_response(response, false) {
+                    Ok(send) => StreamKind::Hbone(HboneStream::new(send, receive, guard)),
+                    Err(error) => return Err(guard.broken(error)),
+                }
+            }
+            Asked::Trunk(request) => StreamKind::Trunk(request.accept()?),
+        };
+        Ok(TunnelStream { kind, far: Far::Client })
     }
 
     /// Answers that it will not be, and why.
     pub fn reject(self, status: StatusCode, reason: &str) {
-        answer(self.respond, status, reason);
+        match self.asked {
+            Asked::Hbone { respond, .. } => answer(respond, status, reason),
+            Asked::Trunk(request) => request.reject(status, reason),
+        }
     }
 
     /// Waits until the client does not want the connection any more.
     pub async fn client_gone(&mut self) {
-        let respond = &mut self.respond;
-        let _ = std::future::poll_fn(|cx: &mut Context<'_>| -> Poll<Result<Reason, h2::Error>> {
-            respond.poll_reset(cx)
-        })
-        .await;
+        match &mut self.asked {
+            Asked::Hbone { respond, .. } => {
+                let _ = poll_fn(|cx: &mut Context<'_>| -> Poll<Result<Reason, h2::Error>> {
+                    respond.poll_reset(cx)
+                })
+                .await;
+            }
+            Asked::Trunk(request) => request.client_gone().await,
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) const HEADER_LIST: u32 = 16 << 10;
 /// Settings of tunnels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TunnelSettings {
+    /// Whether other agents of ours are spoken to in something leaner than HBONE ([`trunk`](super::trunk)).
+    pub trunks: bool,
     /// Time for TCP, TLS and HTTP/2 to be set up, on either side. Whoever takes longer is not there, or does it on
     /// purpose.
     pub handshake_timeout: Duration,
@@ -52,6 +54,7 @@ pub struct TunnelSettings {
 impl Default for TunnelSettings {
     fn default() -> Self {
         Self {
+            trunks: true,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
             idle_grace: Duration::from_secs(30),

@@ -73,10 +73,16 @@ impl TunnelState {
         self.end.get()
     }
 
+    /// What to tell its streams of why it ended, if that was noted.
+    pub(super) fn end_error(&self) -> Option<io::Error> {
+        let end = self.end.get()?;
+        Some(io::Error::new(io::ErrorKind::ConnectionAborted, end.clone()))
+    }
+
     /// What to tell about an error of one of its streams.
     pub(super) fn broken(&self, error: h2::Error) -> io::Error {
-        if let Some(end) = self.end.get() {
-            return io::Error::new(io::ErrorKind::ConnectionAborted, end.clone());
+        if let Some(error) = self.end_error() {
+            return error;
         }
         if error.is_io() {
             return error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
