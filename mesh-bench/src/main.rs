@@ -10,6 +10,7 @@ mod hold;
 mod interrupt;
 mod metric;
 mod progress;
+mod quantile;
 mod resident;
 mod sample;
 mod scenarios;

@@ -5,6 +5,8 @@
 //! dual-stack, the others have IPv4. Names are as long as Kubernetes makes them: `app-0042-6f7d9bfc5c-x2v8k`. All are
 //! enrolled and none is on a node that a lab has. Addresses are clear of the lab's.
 
+mod lab;
+mod manifests;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use mesh_xds::proto::workload::{
 };
 use mesh_xds::server::StoredResource;
 
+pub(crate) use lab::pod_workload;
 pub(crate) use server::MeshServer;
 
 /// Workloads of a deployment.
@@ -59,13 +62,17 @@ impl SyntheticMesh {
     }
 
     fn deployments(self) -> impl Iterator<Item = Deployment> {
-        let nodes = self.workloads.div_ceil(PODS_PER_NODE).max(1);
+        let nodes = self.nodes();
         (0..self.workloads).step_by(REPLICAS).enumerate().map(move |(number, first)| Deployment {
             number,
             first,
             replicas: REPLICAS.min(self.workloads - first),
             nodes,
         })
+    }
+
+    fn nodes(self) -> usize {
+        self.workloads.div_ceil(PODS_PER_NODE).max(1)
     }
 
     /// The workloads and services as a control server sends them.
@@ -104,7 +111,11 @@ impl Deployment {
     }
 
     fn node(self, number: usize) -> String {
-        format!("node-{:04}.example.com", number % self.nodes)
+        Self::node_name(number % self.nodes)
+    }
+
+    fn node_name(number: usize) -> String {
+        format!("node-{number:04}.example.com")
     }
 
     fn zone(self, number: usize) -> String {

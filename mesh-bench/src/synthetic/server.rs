@@ -19,6 +19,7 @@ const THREADS: usize = 2;
 /// A server that runs until it is dropped.
 pub(crate) struct MeshServer {
     store: ResourceStore,
+    server: DiscoveryServer,
     runtime: Option<Runtime>,
 }
 
@@ -50,7 +51,17 @@ impl MeshServer {
                 tracing::error!(%error, "the synthetic control server ended");
             }
         });
-        Ok(Self { store, runtime: Some(runtime) })
+        Ok(Self { store, server, runtime: Some(runtime) })
+    }
+
+    /// Whether a client has acknowledged all workloads and services; `None` while there is no client.
+    pub(crate) fn is_acknowledged(&self) -> Option<bool> {
+        let offered = self.store.snapshot().version();
+        let clients = self.server.clients();
+        let addresses = clients.first().map(|client| client.types.get(Address::type_url().as_str()))?;
+        Some(addresses.is_some_and(|addresses| {
+            !addresses.in_flight && addresses.acks > 0 && addresses.acknowledged_version >= offered
+        }))
     }
 
     /// What it serves, to be changed.

@@ -1,8 +1,12 @@
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 use std::collections::BTreeSet;
 
+use mesh_control::source::Batch;
+use mesh_control::translate::{Mesh, Message, Translator};
+use mesh_xds::proto::Any;
 use mesh_xds::proto::workload::Workload;
+use mesh_xds::server::StoredResource;
 
 use super::{Deployment, SyntheticMesh};
 
@@ -43,4 +47,29 @@ fn names_and_addresses_are_unique() {
     assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
     // A quarter of the deployments are dual-stack.
     assert_eq!(addresses.len(), all.len() * 5 / 4);
+}
+
+/// A control server that reads the manifests serves the same resources.
+#[test]
+fn manifests_lead_to_the_same_resources() {
+    let mesh = SyntheticMesh::new(450);
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in mesh.manifests() {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    let (batches, mut received) = tokio::sync::mpsc::channel(1);
+    mesh_control::source::files::watch(vec![directory.path().to_owned()], batches).unwrap();
+    let Batch { changes, report, .. } = received.blocking_recv().unwrap();
+    assert!(report.problems.is_empty(), "{:#?}", report.problems);
+
+    let translated = Translator::new(Mesh::default()).apply(changes).upserts;
+    let stored = translated.iter().map(|output| {
+        let Message::Address(address) = &output.message else { panic!("a policy: {output:?}") };
+        let aliases = output.aliases.iter().map(String::as_str);
+        StoredResource::with_aliases(&output.name.name, aliases, Any::pack(address.as_ref()))
+    });
+    let named = |resource: StoredResource| format!("{} {}", resource.name(), resource.version());
+    let (translated, expected): (BTreeSet<_>, BTreeSet<_>) =
+        (stored.map(named).collect(), mesh.resources().map(named).collect());
+    assert_eq!(translated, expected);
 }

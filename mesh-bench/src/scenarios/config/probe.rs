@@ -1,0 +1,93 @@
+//! A client that opens one connection after the other and tells when they are decided otherwise.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use mesh_lab::Machine;
+
+/// Time between connections: how exactly an effect is seen.
+const INTERVAL: Duration = Duration::from_micros(500);
+/// A connection that has no answer by then is one that is denied.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What becomes of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The server answers.
+    Allowed,
+    /// The connection is refused, or ended before an answer.
+    Denied,
+}
+
+/// Runs until it is dropped.
+pub(super) struct Probe {
+    changes: Receiver<(Outcome, Instant)>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Probe {
+    /// Connects from `machine` to an echo server.
+    pub(super) fn start(machine: &Machine, to: SocketAddr) -> Result<Self> {
+        let (changed, changes) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            let mut last = None;
+            while !stopped.load(Ordering::Relaxed) {
+                let outcome = connect(to);
+                if last != Some(outcome) && changed.send((outcome, Instant::now())).is_err() {
+                    return;
+                }
+                last = Some(outcome);
+                thread::sleep(INTERVAL);
+            }
+        };
+        let thread = machine.namespace().spawn("probe", work).context("the probe")?;
+        Ok(Self { changes, stop, thread: Some(thread) })
+    }
+
+    /// Waits until connections are decided so; returns when the first of them was.
+    pub(super) fn wait_for(&self, outcome: Outcome, patience: Duration) -> Result<Instant> {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let change = self.changes.recv_timeout(left);
+            let (now, at) =
+                change.with_context(|| format!("no connection was {outcome:?} within {patience:?}"))?;
+            if now == outcome {
+                return Ok(at);
+            }
+        }
+    }
+}
+
+fn connect(to: SocketAddr) -> Outcome {
+    let exchange = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"?")?;
+        let mut answer = [0];
+        Ok(stream.read(&mut answer)? == 1)
+    };
+    match exchange() {
+        Ok(true) => Outcome::Allowed,
+        Ok(false) | Err(_) => Outcome::Denied,
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its panic has been printed.
+            let _ = thread.join();
+        }
+    }
+}
