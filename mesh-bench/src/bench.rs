@@ -133,7 +133,9 @@ impl Bench {
         round: usize,
         value: f64,
     ) {
-        self.samples.push(Sample { scenario, contender: contender.into(), metric, round, value });
+        let contender = contender.into();
+        tracing::debug!(scenario, contender, metric = metric.name, round, value, unit = metric.unit);
+        self.samples.push(Sample { scenario, contender, metric, round, value });
     }
 }
 

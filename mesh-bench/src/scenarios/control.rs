@@ -16,7 +16,6 @@ use anyhow::{Context, Result};
 use mesh_lab::{Lab, Mesh, Topology};
 
 use crate::bench::Bench;
-use crate::hold::raise_descriptor_limit;
 use crate::metric::Metric;
 use crate::quantile::quantile;
 use crate::resident::{Resident, megabytes};
@@ -26,6 +25,8 @@ use process::cpu_seconds;
 
 const SCENARIO: &str = "control";
 const CONTROL: &str = "mesh-control";
+/// It runs with the agent's scenarios: without agents it serves nobody.
+const AGENT: &str = "mesh-agent";
 const WORKLOADS: usize = 10_000;
 const CONTROL_PORT: u16 = 15010;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,10 +78,10 @@ const QUICK: Scale = Scale {
 };
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
-    if !bench.wants_contender(CONTROL) {
+    if !bench.wants_contender(AGENT) {
         return Ok(());
     }
-    raise_descriptor_limit()?;
+    bench.turn(CONTROL, 0)?;
     let scale = if bench.is_quick() { &QUICK } else { &FULL };
     let mut mesh = Mesh::new(Lab::up(Topology::parse(SCENARIO, TOPOLOGY)?.unique())?, "control")?;
     // Nothing to serve is not served: agents would forget what they know.
@@ -114,6 +115,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 
     let used = cpu_seconds(pid)?;
     for round in 0..scale.pushes {
+        bench.turn(CONTROL, round)?;
         thread::sleep(Duration::from_millis(100 + (round as u64 * 37) % 100));
         let began = Instant::now();
         mesh.apply("policy.yaml", &policy(round))?;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::{Lab, Manifests, Mesh, Topology};
+use serde_json::Value;
 
 use crate::bench::Bench;
 use crate::metric::Metric;
@@ -55,11 +56,15 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         return Ok(());
     }
     for round in 0..rounds(bench) {
+        bench.turn(AGENT, round)?;
         fresh(bench, round)?;
         for size in &SIZES {
+            bench.turn(AGENT, round)?;
             with_workloads(bench, round, size).with_context(|| format!("{} workloads", size.workloads))?;
         }
+        bench.turn(AGENT, round)?;
         idle::plain(bench, round).context("idle connections")?;
+        bench.turn(AGENT, round)?;
         idle::tunnelled(bench, round).context("idle tunnelled connections")?;
     }
     Ok(())
@@ -100,7 +105,8 @@ fn with_workloads(bench: &mut Bench, round: usize, size: &Size) -> Result<()> {
     mesh.start_agent("node1")?;
     tracing::info!(workloads = size.workloads, took = ?began.elapsed(), "the agent is ready");
     let known = mesh.meshctl("node1", &["status"])?;
-    ensure!(known["mesh"]["workloads"] == size.workloads, "the agent knows another mesh: {known}");
+    let workloads = known.pointer("/mesh/workloads").and_then(Value::as_u64);
+    ensure!(workloads == Some(size.workloads as u64), "the agent knows another mesh: {known}");
     let pid = pid(&mut mesh, "node1")?;
     let resident = Resident::at_rest(pid)?;
     bench.record(SCENARIO, AGENT, size.rss, round, megabytes(resident.rss));

@@ -56,6 +56,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         prepared.push((size, Policies::new(size.policies)?));
     }
     for round in 0..bench.rounds() {
+        bench.turn(AGENT, round)?;
         for (size, policies) in &mut prepared {
             let middle = client(size.policies / 2, RULES - 1);
             let port = first_port() + u16::try_from(RULES - 1)?;

@@ -90,6 +90,7 @@ fn measure(
     probe.wait_for(Outcome::Allowed, PATIENCE)?;
     let (rounds, changes) = if bench.is_quick() { (1, CHANGES_QUICK) } else { (3, CHANGES) };
     for round in 0..rounds {
+        bench.turn(AGENT, round)?;
         let mut times = Vec::with_capacity(changes);
         for number in 0..changes {
             // Not in step with anybody's timers: 20 to 59 ms.

@@ -46,6 +46,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let rounds = if bench.is_quick() { 1 } else { 3 };
     for size in &SIZES {
         for round in 0..rounds {
+            bench.turn(AGENT, round)?;
             measure(bench, round, size).with_context(|| format!("{} workloads", size.workloads))?;
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::{Lab, Manifests, Mesh, Process, Topology};
+use serde_json::Value;
 
 use super::{AGENT, SCENARIO, pid};
 use crate::bench::Bench;
@@ -81,7 +82,7 @@ fn measure(bench: &Bench, to: &str) -> Result<[f64; 2]> {
     let after = [Resident::at_rest(pids[0])?, Resident::at_rest(pids[1])?];
     ensure!(client.try_wait()?.is_none(), "the client ended: {}", client.log());
     let status = mesh.meshctl("node1", &["status"])?;
-    let carried = status["connections"]["outbound"].as_u64().unwrap_or_default();
+    let carried = status.pointer("/connections/outbound").and_then(Value::as_u64).unwrap_or_default();
     ensure!(carried >= connections as u64, "the agent carries {carried} of {connections} connections");
     let growth = |of: usize| -> f64 {
         let [before, after] = [&before, &after].map(|both| both.get(of).map_or(0, |resident| resident.rss));
