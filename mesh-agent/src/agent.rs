@@ -35,7 +35,7 @@ use crate::identity::{self, IdentityManager, SystemClock};
 use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
-use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch};
+use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch, TunnelMode};
 use crate::steering::host::capabilities::{self, Loader};
 use crate::steering::host::instance::InstanceLock;
 use crate::steering::host::{self, HostSettings, HostState, kernel};
@@ -297,7 +297,10 @@ fn proxy_settings(settings: &RunArgs) -> ProxySettings {
     let max_connections =
         settings.max_connections.map_or(defaults.max_connections, std::num::NonZeroUsize::get);
     let half = (max_connections / 2).max(1);
+    let mut tunnel = defaults.tunnel.clone();
+    tunnel.trunks = settings.tunnel_protocol == TunnelMode::Auto;
     ProxySettings {
+        tunnel,
         workers: settings.workers(),
         connect_timeout: settings.connect_timeout,
         attempt_timeout: defaults.attempt_timeout.min(settings.connect_timeout),

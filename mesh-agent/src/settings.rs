@@ -52,6 +52,16 @@ pub enum AccessLogFormat {
     Json,
 }
 
+/// What is spoken in tunnels with other agents of this mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelMode {
+    /// The leanest that both sides can.
+    Auto,
+    /// HBONE.
+    Hbone,
+}
+
 /// Whether something is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -246,6 +256,11 @@ pub struct RunArgs {
     /// with their bytes. The same is allowed and denied either way.
     #[arg(long, env = "MESH_IN_KERNEL_PASSAGE", value_enum, default_value = "on")]
     pub in_kernel_passage: Switch,
+
+    /// What is spoken in tunnels with other agents of this mesh: something leaner than HBONE where both sides can, or HBONE
+    /// always. With everyone else it is HBONE.
+    #[arg(long, env = "MESH_TUNNEL_PROTOCOL", value_enum, default_value = "auto")]
+    pub tunnel_protocol: TunnelMode,
 
     /// Keep steering state and routes when the agent stops, for a successor that takes over at once (an upgrade).
     #[arg(long, env = "MESH_KEEP_STATE_ON_EXIT")]

@@ -144,7 +144,9 @@ const INTERRUPTED: u8 = 130;
 
 /// The contenders that there are.
 fn contenders() -> Vec<String> {
-    [DIRECT, "mesh-agent", "envoy", "haproxy"].map(str::to_owned).into()
+    [DIRECT, "mesh-agent", "mesh-agent-hbone", "mesh-agent-proxied", "envoy", "haproxy"]
+        .map(str::to_owned)
+        .into()
 }
 
 fn check_names(only: &[String]) -> Result<()> {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::bench::{Bench, Options};
-use crate::hold;
+use crate::{hold, load};
 
 /// Compares the mesh with direct connections and with its peers.
 #[derive(Debug, Parser)]
@@ -27,6 +27,12 @@ pub(crate) enum Command {
     /// Open connections and hold them
     #[command(hide = true)]
     Hold(hold::HoldOptions),
+    /// Serve what `drive` asks for
+    #[command(hide = true)]
+    Serve(load::ServeOptions),
+    /// Work, and measure it
+    #[command(hide = true)]
+    Drive(load::DriveOptions),
 }
 
 impl Command {
@@ -36,6 +42,8 @@ impl Command {
             Self::Run(options) => return Bench::new(options)?.run(),
             Self::Accept(options) => hold::accept(&options)?,
             Self::Hold(options) => hold::hold(&options)?,
+            Self::Serve(options) => load::serve(&options)?,
+            Self::Drive(options) => load::drive(&options)?,
         }
         Ok(ExitCode::SUCCESS)
     }

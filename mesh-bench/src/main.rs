@@ -6,8 +6,10 @@
 
 mod bench;
 mod cli;
+mod contenders;
 mod hold;
 mod interrupt;
+mod load;
 mod metric;
 mod progress;
 mod quantile;

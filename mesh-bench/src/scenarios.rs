@@ -7,6 +7,7 @@ use crate::bench::Bench;
 mod config;
 mod control;
 mod ebpf;
+mod matchup;
 mod memory;
 mod policy;
 mod same_node;

@@ -46,6 +46,7 @@ pub struct Mesh {
     /// Where certificates come from; without it, everything is plain text.
     authority: Option<Authority>,
     detached: bool,
+    access_log: bool,
     lab: Lab,
 }
 
@@ -70,6 +71,7 @@ impl Mesh {
             control_arguments: Vec::new(),
             agent_arguments: Vec::new(),
             detached: false,
+            access_log: true,
             lab,
         };
         mesh.make_directory(&mesh.manifests_directory())?;
@@ -83,6 +85,13 @@ impl Mesh {
     #[must_use]
     pub fn without_authority(mut self) -> Self {
         self.authority = None;
+        self
+    }
+
+    /// Goes without the agents' access logs.
+    #[must_use]
+    pub fn without_access_log(mut self) -> Self {
+        self.access_log = false;
         self
     }
 
@@ -354,7 +363,7 @@ impl Mesh {
         let mut program = machine
             .program(self.programs.path("mesh-agent"))?
             .arg("run")
-            .args(["--node-name", node, "--pod-source", "control", "--access-log", "json"])
+            .args(["--node-name", node, "--pod-source", "control"])
             .args(["--control-server", &server])
             .arg("--bpffs")
             .arg(self.bpffs())
@@ -362,10 +371,13 @@ impl Mesh {
             .arg(self.state_directory(node))
             .arg("--run-dir")
             .arg(self.run_directory(node))
-            .arg("--access-log-file")
-            .arg(self.access_log(node))
             .args(&self.agent_arguments)
             .log_to(self.agent_log(node));
+        program = if self.access_log {
+            program.args(["--access-log", "json", "--access-log-file"]).arg(self.access_log(node))
+        } else {
+            program.args(["--access-log", "off"])
+        };
         if let Some(root) = machine.cgroup() {
             program = program.arg("--cgroup-root").arg(root);
         }
