@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
 use crate::hold;
 use crate::interrupt::{Interrupted, Interruption};
 use crate::metric::Metric;
-use crate::progress::Progress;
+use crate::outcome::{Reporting, Shared};
+use crate::progress::{self, Progress};
+use crate::report::Report;
 use crate::sample::Sample;
-use crate::scenarios;
+use crate::scenarios::{self, Scenario};
 
 /// The contender that all others are compared with.
 pub(crate) const DIRECT: &str = "direct";
@@ -40,7 +42,7 @@ pub(crate) struct Options {
 /// A run.
 pub(crate) struct Bench {
     options: Options,
-    samples: Vec<Sample>,
+    outcome: Shared,
     interruption: Interruption,
     progress: Option<Progress>,
 }
@@ -53,39 +55,58 @@ impl Bench {
     /// When an option names what there is not.
     pub(crate) fn new(options: Options) -> Result<Self> {
         check_names(&options.only)?;
-        Ok(Self { options, samples: Vec::new(), interruption: Interruption::default(), progress: None })
+        let outcome = Shared::new(options.quick);
+        Ok(Self { options, outcome, interruption: Interruption::default(), progress: None })
     }
 
-    /// Runs every scenario that is wanted, also after one has failed.
+    /// Runs every scenario that is wanted, also after one has failed, and reports what they have measured.
+    ///
+    /// # Errors
+    ///
+    /// When the baseline cannot be read, or the report cannot be written. A scenario that fails is no error but part of
+    /// the report and of the exit status.
     pub(crate) fn run(mut self) -> Result<ExitCode> {
+        let baseline =
+            self.options.baseline.as_deref().map(Report::read).transpose().context("--baseline")?;
+        let reporting = Reporting::new(self.options.output.clone(), baseline);
         hold::raise_descriptor_limit()?;
-        self.interruption = Interruption::listen(|| std::process::exit(INTERRUPTED.into()))?;
-        let mut failed = false;
-        for scenario in scenarios::ALL {
-            if self.interruption.is_raised() {
-                break;
-            }
-            if !self.wants_scenario(scenario.name) {
-                continue;
-            }
-            self.progress = Some(Progress::start(scenario.name));
-            let outcome = (scenario.run)(&mut self);
-            let Some(progress) = self.progress.take() else { continue };
-            match outcome {
-                Ok(()) => progress.done(),
-                // The signal also ends the programs that the scenario has started, so any error may be its doing.
-                Err(_) if self.interruption.is_raised() => progress.failed("interrupted"),
-                Err(error) => {
-                    progress.failed(&format!("{error:#}"));
-                    failed = true;
+        self.interruption = Interruption::listen({
+            let (outcome, reporting) = (self.outcome.clone(), reporting.clone());
+            move || {
+                if let Err(error) = outcome.finish(&reporting, true) {
+                    progress::failure(&error);
                 }
+                std::process::exit(INTERRUPTED.into());
+            }
+        })?;
+        for scenario in scenarios::ALL {
+            if !self.interruption.is_raised() && self.wants_scenario(scenario.name) {
+                self.run_scenario(&scenario);
             }
         }
-        Ok(match (self.interruption.is_raised(), failed) {
+        let interrupted = self.interruption.is_raised();
+        let failed = self.outcome.finish(&reporting, interrupted)?;
+        Ok(match (interrupted, failed) {
             (true, _) => ExitCode::from(INTERRUPTED),
             (false, true) => ExitCode::FAILURE,
             (false, false) => ExitCode::SUCCESS,
         })
+    }
+
+    fn run_scenario(&mut self, scenario: &Scenario) {
+        self.progress = Some(Progress::start(scenario.name));
+        let result = (scenario.run)(self);
+        let Some(progress) = self.progress.take() else { return };
+        match result {
+            Ok(()) => progress.done(),
+            // The signal also ends the programs that the scenario has started, so any error may be its doing.
+            Err(_) if self.interruption.is_raised() => progress.failed("interrupted"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                progress.failed(&error);
+                self.outcome.fail(scenario.name, error);
+            }
+        }
     }
 
     /// Whether the scenario is to run.
@@ -135,7 +156,12 @@ impl Bench {
     ) {
         let contender = contender.into();
         tracing::debug!(scenario, contender, metric = metric.name, round, value, unit = metric.unit);
-        self.samples.push(Sample { scenario, contender, metric, round, value });
+        if value.is_finite() {
+            self.outcome.add(Sample { scenario, contender, metric, round, value });
+        } else {
+            let error = format!("{contender} has {value} for {} in round {}", metric.name, round + 1);
+            self.outcome.fail(scenario, error);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::bench::{Bench, Options};
+use crate::report::{self, ShowOptions};
 use crate::{hold, load};
 
 /// Compares the mesh with direct connections and with its peers.
@@ -21,6 +22,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the scenarios and report what they have measured
     Run(Options),
+    /// Show an earlier run again, or compare it with another
+    Show(ShowOptions),
     /// Take connections and hold them
     #[command(hide = true)]
     Accept(hold::AcceptOptions),
@@ -40,6 +43,7 @@ impl Command {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self {
             Self::Run(options) => return Bench::new(options)?.run(),
+            Self::Show(options) => report::show(&options)?,
             Self::Accept(options) => hold::accept(&options)?,
             Self::Hold(options) => hold::hold(&options)?,
             Self::Serve(options) => load::serve(&options)?,

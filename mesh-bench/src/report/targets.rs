@@ -1,0 +1,187 @@
+//! What the mesh has set out to reach, and whether it does.
+//!
+//! Ratios are to `direct` in the same run on two cores. The figures of peers were measured on such a machine too, with
+//! ztunnel 1.30 and a pair of Envoys that speak HBONE; peers that take part in a run have their own figures in it.
+
+use super::Report;
+use super::figure;
+use super::rows::{Row, Spread};
+
+const AGENT: &str = "mesh-agent";
+/// Ratios this close to 1 are one: neighbours on a machine cost more than that.
+const NOISE: f64 = 0.03;
+
+/// Something to reach.
+#[derive(Debug)]
+struct Target {
+    scenario: &'static str,
+    metric: &'static str,
+    what: &'static str,
+    goal: Goal,
+    /// What peers have reached, as it was known when the target was set.
+    peers: &'static str,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    /// So much of what `direct` does.
+    Ratio(f64),
+    /// Not more than that, in the metric's unit.
+    AtMost(f64),
+    /// As `direct` does, as far as can be told.
+    Indistinct,
+    /// So much of another metric of the same scenario and contender.
+    ShareOf(&'static str, f64),
+}
+
+const SAME_NODE: &str = "same node, authorized and counted in the kernel";
+const TWO_NODES: &str = "two nodes, mTLS";
+const UNENROLLED: &str = "a pod that is not enrolled, as without an agent";
+
+const fn target(
+    scenario: &'static str,
+    metric: &'static str,
+    what: &'static str,
+    goal: Goal,
+    peers: &'static str,
+) -> Target {
+    Target { scenario, metric, what, goal, peers }
+}
+
+/// The targets of the project, in the order in which they are reported.
+const TARGETS: &[Target] = &[
+    target("same-node-l4", "throughput_1", SAME_NODE, Goal::Ratio(0.97), "ztunnel 0.36 plain"),
+    target("same-node-l4", "throughput_4", SAME_NODE, Goal::Ratio(0.97), "ztunnel 0.36 plain"),
+    target("same-node-l4", "rate_64", SAME_NODE, Goal::Ratio(0.95), "ztunnel 0.13–0.26"),
+    target("same-node-l4", "connects", SAME_NODE, Goal::Ratio(0.90), "ztunnel 0.16–0.23"),
+    target("same-node-l4", "connects_past_cliff", "no cliff with ports in TIME_WAIT", CLIFF, ""),
+    target("two-nodes-mtls", "throughput_1", TWO_NODES, Goal::Ratio(0.60), "ztunnel 0.22–0.34, Envoy 0.42"),
+    target("two-nodes-mtls", "throughput_4", TWO_NODES, Goal::Ratio(0.60), "ztunnel 0.22–0.34, Envoy 0.42"),
+    target("two-nodes-mtls", "rate_64", TWO_NODES, Goal::Ratio(0.50), "ztunnel 0.14–0.24, Envoy 0.42"),
+    target("two-nodes-mtls", "connects", TWO_NODES, Goal::Ratio(0.45), "ztunnel 0.13–0.20, Envoy 0.37"),
+    target("two-nodes-mtls", "connects_past_cliff", "no cliff with ports in TIME_WAIT", CLIFF, ""),
+    target("unenrolled", "throughput_1", UNENROLLED, Goal::Indistinct, ""),
+    target("unenrolled", "rate_64", UNENROLLED, Goal::Indistinct, ""),
+    target("unenrolled", "connects", UNENROLLED, Goal::Indistinct, ""),
+    target("memory", "rss_fresh_mb", "a fresh agent", Goal::AtMost(10.0), ""),
+    target("memory", "kb_per_idle_connection", "an idle proxied connection", Goal::AtMost(2.0), ""),
+    target("memory", "rss_mb_at_100k_workloads", "100,000 workloads", Goal::AtMost(60.0), ""),
+    target("config", "first_sync_100k_s", "100,000 workloads synchronised", Goal::AtMost(2.0), ""),
+    target("config", "change_to_effect_p99_ms", "change to effect", Goal::AtMost(20.0), ""),
+];
+
+/// Less than a fifth is noise of short measurements; a cliff takes most.
+const CLIFF: Goal = Goal::ShareOf("connects", 0.8);
+
+/// A target, and what the run has to say about it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Judgement {
+    pub(super) what: &'static str,
+    pub(super) scenario: &'static str,
+    pub(super) metric: &'static str,
+    /// As text: `≥ 0.97`, `≤ 10 MB`.
+    pub(super) goal: String,
+    /// As text; none where it was not measured.
+    pub(super) reached: Option<String>,
+    pub(super) met: Option<bool>,
+    /// Other contenders of the same run, then figures from elsewhere in brackets.
+    pub(super) peers: String,
+    /// For a drawing: what was reached and what was wanted, for ratios.
+    pub(super) drawn: Option<(Spread, f64)>,
+}
+
+/// Every target.
+pub(super) fn judge(report: &Report) -> Vec<Judgement> {
+    TARGETS.iter().map(|target| target.judge(report)).collect()
+}
+
+/// How many are met, of how many that were measured.
+pub(super) fn summary(judgements: &[Judgement]) -> String {
+    let count = |verdict| judgements.iter().filter(|judgement| judgement.met == verdict).count();
+    let (met, missed, unknown) = (count(Some(true)), count(Some(false)), count(None));
+    let text = format!("{met} of {} targets met", met + missed);
+    if unknown == 0 { text } else { format!("{text}, {unknown} not measured") }
+}
+
+impl Target {
+    fn judge(&self, report: &Report) -> Judgement {
+        let row = report.row(self.scenario, AGENT, self.metric);
+        let found = row.and_then(|row| self.reached(report, row));
+        let (reached, met, drawn) = match found {
+            Some((reached, met, drawn)) => (Some(reached), Some(met), drawn),
+            None => (None, None, None),
+        };
+        Judgement {
+            what: self.what,
+            scenario: self.scenario,
+            metric: self.metric,
+            goal: self.goal.text(row),
+            reached,
+            met,
+            peers: self.peers(report),
+            drawn,
+        }
+    }
+
+    /// What was reached, whether that is enough, and what to draw.
+    fn reached(&self, report: &Report, row: &Row) -> Option<(String, bool, Option<(Spread, f64)>)> {
+        Some(match self.goal {
+            Goal::Ratio(goal) => {
+                let ratios = row.ratios()?;
+                (ratio_text(ratios), ratios.median >= goal, Some((ratios, goal)))
+            }
+            Goal::Indistinct => {
+                let ratios = row.ratios()?;
+                let one = Spread { median: 1.0, min: 1.0 - NOISE, max: 1.0 + NOISE };
+                (ratio_text(ratios), ratios.overlaps(&one), Some((ratios, 1.0)))
+            }
+            Goal::AtMost(goal) => {
+                let values = row.values();
+                let text = format!(
+                    "{} {} ({})",
+                    figure::value(values.median),
+                    row.unit,
+                    figure::range(values.min, values.max, figure::value)
+                );
+                (text, values.median <= goal, None)
+            }
+            Goal::ShareOf(other, goal) => {
+                let share = row.median / report.row(self.scenario, AGENT, other)?.median;
+                (figure::ratio(share), share >= goal, None)
+            }
+        })
+    }
+
+    fn peers(&self, report: &Report) -> String {
+        let peers =
+            report.rows_of(self.scenario).filter(|row| row.metric == self.metric && row.contender != AGENT);
+        let by_ratio = matches!(self.goal, Goal::Ratio(_) | Goal::Indistinct);
+        let measured: Vec<_> = peers
+            .filter_map(|row| {
+                let figure =
+                    if by_ratio { figure::ratio(row.compared()?.median) } else { figure::value(row.median) };
+                Some(format!("{} {figure}", row.contender))
+            })
+            .collect();
+        let elsewhere = (!self.peers.is_empty()).then(|| format!("({})", self.peers));
+        let parts = [measured.join(", "), elsewhere.unwrap_or_default()];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Goal {
+    fn text(self, row: Option<&Row>) -> String {
+        match self {
+            Self::Ratio(goal) => format!("≥ {}", figure::ratio(goal)),
+            Self::AtMost(goal) => {
+                format!("≤ {goal} {}", row.map_or("", |row| row.unit.as_str())).trim_end().into()
+            }
+            Self::Indistinct => "1.00 within noise".into(),
+            Self::ShareOf(other, goal) => format!("≥ {} of {other}", figure::ratio(goal)),
+        }
+    }
+}
+
+fn ratio_text(ratios: Spread) -> String {
+    format!("{} ({})", figure::ratio(ratios.median), figure::range(ratios.min, ratios.max, figure::ratio))
+}
