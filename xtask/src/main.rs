@@ -4,6 +4,7 @@
 //! so that a clean clone needs one command. Tasks are written in Rust instead of shell so that they are
 //! checked, and fail with an error that names what mends it.
 
+mod bench;
 mod build;
 mod chart;
 mod ci;
@@ -40,6 +41,8 @@ enum Task {
     Build(build::Options),
     /// Show what the mesh does, with real clients and servers on two nodes.
     Demo(demo::Options),
+    /// Measure the mesh and its peers against direct connections.
+    Bench(bench::Options),
     /// Run every test, or those whose name contains FILTER.
     Test(test::Options),
     /// Run what continuous integration runs: tests, formatting, lints, documentation, the rendered chart.
@@ -68,6 +71,7 @@ fn run(task: &Task) -> Result<()> {
         }
         Task::Build(options) => build::task(&workspace, options),
         Task::Demo(options) => demo::task(&workspace, options),
+        Task::Bench(options) => bench::task(&workspace, options),
         Task::Test(options) => test::task(&workspace, options),
         Task::Ci => ci::task(&workspace),
         Task::Chart(options) => chart::task(&workspace, options),

@@ -42,11 +42,13 @@ enum Remedy {
     Step(fn(&Workspace) -> Result<()>),
 }
 
-/// What a task is about to do; images are built without what only tests need.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a task is about to do, each with what it needs beyond the one before; images are built without what only tests
+/// need, and nobody gets the benchmarks' peers who does not run them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     Building,
     Testing,
+    Measuring,
 }
 
 /// `cargo xtask setup`.
@@ -109,7 +111,7 @@ fn show(missing: &[Missing]) {
 fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Missing> {
     let mut missing = apt::missing(purpose);
     missing.extend(bpf::missing());
-    if purpose == Purpose::Testing {
+    if purpose >= Purpose::Testing {
         missing.extend(components(workspace));
         missing.extend(helm::missing(workspace));
         missing.extend(envoy::missing(workspace));

@@ -6,6 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::baseline::{Comparison, Verdict};
 use super::rows::Row;
+use super::targets::Reached;
 use super::{Report, figure, targets, unique};
 use crate::metric::Better;
 use crate::scenarios;
@@ -42,7 +43,7 @@ pub(super) fn render(report: &Report, comparison: Option<&Comparison>) -> String
                 }
                 (contents(report, comparison))
                 main {
-                    (summary(&judgements))
+                    (summary(report, &judgements))
                     @for scenario in report.scenarios() { (section(report, scenario)) }
                     @if let Some(comparison) = comparison { (changes(comparison)) }
                     (machine(report))
@@ -68,7 +69,7 @@ fn contents(report: &Report, comparison: Option<&Comparison>) -> Markup {
     }
 }
 
-fn summary(judgements: &[targets::Judgement]) -> Markup {
+fn summary(report: &Report, judgements: &[targets::Judgement]) -> Markup {
     html! {
         section #targets {
             h2 { "Targets" }
@@ -76,28 +77,42 @@ fn summary(judgements: &[targets::Judgement]) -> Markup {
                 "measured elsewhere, on a machine of two cores." }
             div.scroll { table {
                 thead { tr {
-                    th scope="col" { "" } th scope="col" { "Scenario" } th scope="col" { "Metric" }
+                    th scope="col" { "Scenario" } th scope="col" { span.hidden { "Verdict" } } th scope="col" { "Metric" }
                     th.number scope="col" { "Target" } th.number scope="col" { "This run" }
                     th scope="col" { span.hidden { "Drawn" } } th scope="col" { "Peers" }
                 } }
-                tbody { @for judgement in judgements {
-                    @let (sign, word, class) = match judgement.met {
-                        Some(true) => ("✓", "met", "good"),
-                        Some(false) => ("✗", "not met", "bad"),
-                        None => ("–", "not measured", "faint"),
-                    };
-                    tr {
-                        td class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " (word) }
-                        td { a href={ "#" (judgement.scenario) } { (judgement.scenario) } br; small { (judgement.what) } }
-                        td { code { (judgement.metric) } }
-                        td.number { (judgement.goal) }
-                        td.number { (judgement.reached.as_deref().unwrap_or("")) }
-                        td { @if let Some((reached, goal)) = judgement.drawn { (plot::bullet(reached, goal)) } }
-                        td { (judgement.peers) }
-                    }
-                } }
+                @for group in judgements.chunk_by(|one, next| (one.scenario, one.what) == (next.scenario, next.what)) {
+                    tbody { @for (position, judgement) in group.iter().enumerate() { tr {
+                        @if position == 0 { th scope="rowgroup" rowspan=(group.len()) {
+                            @if report.rows_of(judgement.scenario).next().is_some() {
+                                a href={ "#" (judgement.scenario) } { (judgement.scenario) }
+                            } @else { (judgement.scenario) }
+                            br; small { (judgement.what) }
+                        } }
+                        (verdict(judgement))
+                    } } }
+                }
             } }
         }
+    }
+}
+
+fn verdict(judgement: &targets::Judgement) -> Markup {
+    let (sign, word, class) = match judgement.met() {
+        Some(true) => ("✓", "met", "good"),
+        Some(false) => ("✗", "not met", "bad"),
+        None => ("–", "not measured", "faint"),
+    };
+    let reached = judgement.reached.as_ref();
+    html! {
+        td class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " (word) }
+        td { code { (judgement.metric) } }
+        td.number { (judgement.goal) }
+        td.number { (reached.map_or("", |reached| reached.text.as_str())) }
+        td { @if let Some(Reached { drawn: Some((ratios, goal)), met, .. }) = reached {
+            (plot::bullet(*ratios, *goal, *met))
+        } }
+        td.peers { (judgement.peers) }
     }
 }
 
@@ -132,8 +147,10 @@ fn table(rows: &[&Row]) -> Markup {
                 th.number scope="col" { "Ratio" } th.number scope="col" { "Min–max" }
             } }
             @for metric in unique(rows.iter().map(|row| row.metric.as_str())) {
-                tbody { @for row in rows.iter().filter(|row| row.metric == metric) { tr {
-                    td { code { (row.metric) } } td { (row.contender) }
+                @let rows: Vec<_> = rows.iter().filter(|row| row.metric == metric).collect();
+                tbody { @for (position, row) in rows.iter().enumerate() { tr {
+                    @if position == 0 { th scope="rowgroup" rowspan=(rows.len()) { code { (metric) } } }
+                    td { (row.contender) }
                     td.number { (figure::value(row.median)) }
                     td.number { (figure::range(row.min, row.max, figure::value)) }
                     td { (row.unit) } td.number { (row.rounds) }

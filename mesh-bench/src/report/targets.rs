@@ -6,9 +6,10 @@
 use super::Report;
 use super::figure;
 use super::rows::{Row, Spread};
+use crate::bench::DIRECT;
 
 const AGENT: &str = "mesh-agent";
-/// Ratios this close to 1 are one: neighbours on a machine cost more than that.
+/// What is this close to `direct` is as good: neighbours on a machine cost more than that.
 const NOISE: f64 = 0.03;
 
 /// Something to reach.
@@ -28,7 +29,7 @@ enum Goal {
     Ratio(f64),
     /// Not more than that, in the metric's unit.
     AtMost(f64),
-    /// As `direct` does, as far as can be told.
+    /// No less than `direct` does, give or take half of its own spread.
     Indistinct,
     /// So much of another metric of the same scenario and contender.
     ShareOf(&'static str, f64),
@@ -81,13 +82,26 @@ pub(super) struct Judgement {
     pub(super) metric: &'static str,
     /// As text: `≥ 0.97`, `≤ 10 MB`.
     pub(super) goal: String,
-    /// As text; none where it was not measured.
-    pub(super) reached: Option<String>,
-    pub(super) met: Option<bool>,
+    /// None where it was not measured.
+    pub(super) reached: Option<Reached>,
     /// Other contenders of the same run, then figures from elsewhere in brackets.
     pub(super) peers: String,
-    /// For a drawing: what was reached and what was wanted, for ratios.
+}
+
+/// What was reached.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Reached {
+    pub(super) text: String,
+    pub(super) met: bool,
+    /// For a drawing, where ratios are wanted: what was reached, and the goal.
     pub(super) drawn: Option<(Spread, f64)>,
+}
+
+impl Judgement {
+    /// Whether the target is met; none where it was not measured.
+    pub(super) fn met(&self) -> Option<bool> {
+        self.reached.as_ref().map(|reached| reached.met)
+    }
 }
 
 /// Every target.
@@ -97,7 +111,7 @@ pub(super) fn judge(report: &Report) -> Vec<Judgement> {
 
 /// How many are met, of how many that were measured.
 pub(super) fn summary(judgements: &[Judgement]) -> String {
-    let count = |verdict| judgements.iter().filter(|judgement| judgement.met == verdict).count();
+    let count = |verdict| judgements.iter().filter(|judgement| judgement.met() == verdict).count();
     let (met, missed, unknown) = (count(Some(true)), count(Some(false)), count(None));
     let text = format!("{met} of {} targets met", met + missed);
     if unknown == 0 { text } else { format!("{text}, {unknown} not measured") }
@@ -106,34 +120,27 @@ pub(super) fn summary(judgements: &[Judgement]) -> String {
 impl Target {
     fn judge(&self, report: &Report) -> Judgement {
         let row = report.row(self.scenario, AGENT, self.metric);
-        let found = row.and_then(|row| self.reached(report, row));
-        let (reached, met, drawn) = match found {
-            Some((reached, met, drawn)) => (Some(reached), Some(met), drawn),
-            None => (None, None, None),
-        };
         Judgement {
             what: self.what,
             scenario: self.scenario,
             metric: self.metric,
             goal: self.goal.text(row),
-            reached,
-            met,
+            reached: row.and_then(|row| self.reached(report, row)),
             peers: self.peers(report),
-            drawn,
         }
     }
 
-    /// What was reached, whether that is enough, and what to draw.
-    fn reached(&self, report: &Report, row: &Row) -> Option<(String, bool, Option<(Spread, f64)>)> {
-        Some(match self.goal {
+    fn reached(&self, report: &Report, row: &Row) -> Option<Reached> {
+        let (text, met, drawn) = match self.goal {
             Goal::Ratio(goal) => {
                 let ratios = row.ratios()?;
                 (ratio_text(ratios), ratios.median >= goal, Some((ratios, goal)))
             }
             Goal::Indistinct => {
                 let ratios = row.ratios()?;
-                let one = Spread { median: 1.0, min: 1.0 - NOISE, max: 1.0 + NOISE };
-                (ratio_text(ratios), ratios.overlaps(&one), Some((ratios, 1.0)))
+                let direct = report.row(self.scenario, DIRECT, self.metric)?.values();
+                let noise = NOISE.max((direct.max - direct.min) / 2.0 / direct.median);
+                (ratio_text(ratios), ratios.median >= 1.0 - noise, Some((ratios, 1.0)))
             }
             Goal::AtMost(goal) => {
                 let values = row.values();
@@ -146,23 +153,27 @@ impl Target {
                 (text, values.median <= goal, None)
             }
             Goal::ShareOf(other, goal) => {
-                let share = row.median / report.row(self.scenario, AGENT, other)?.median;
+                let share = share(report, row, other)?;
                 (figure::ratio(share), share >= goal, None)
             }
-        })
+        };
+        Some(Reached { text, met, drawn })
     }
 
     fn peers(&self, report: &Report) -> String {
-        let peers =
-            report.rows_of(self.scenario).filter(|row| row.metric == self.metric && row.contender != AGENT);
-        let by_ratio = matches!(self.goal, Goal::Ratio(_) | Goal::Indistinct);
-        let measured: Vec<_> = peers
-            .filter_map(|row| {
-                let figure =
-                    if by_ratio { figure::ratio(row.compared()?.median) } else { figure::value(row.median) };
-                Some(format!("{} {figure}", row.contender))
-            })
-            .collect();
+        // The same agent in another mode is no peer, and `direct` is what ratios are to.
+        let is_peer = |row: &&Row| {
+            row.metric == self.metric && row.contender != DIRECT && !row.contender.starts_with(AGENT)
+        };
+        let figure = |row: &Row| {
+            let figure = match self.goal {
+                Goal::Ratio(_) | Goal::Indistinct => figure::ratio(row.compared()?.median),
+                Goal::AtMost(_) => figure::value(row.median),
+                Goal::ShareOf(other, _) => figure::ratio(share(report, row, other)?),
+            };
+            Some(format!("{} {figure}", row.contender))
+        };
+        let measured: Vec<_> = report.rows_of(self.scenario).filter(is_peer).filter_map(figure).collect();
         let elsewhere = (!self.peers.is_empty()).then(|| format!("({})", self.peers));
         let parts = [measured.join(", "), elsewhere.unwrap_or_default()];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
@@ -180,6 +191,11 @@ impl Goal {
             Self::ShareOf(other, goal) => format!("≥ {} of {other}", figure::ratio(goal)),
         }
     }
+}
+
+/// A figure as a share of another metric of the same scenario and contender.
+fn share(report: &Report, row: &Row, other: &str) -> Option<f64> {
+    Some(row.median / report.row(&row.scenario, &row.contender, other)?.median)
 }
 
 fn ratio_text(ratios: Spread) -> String {

@@ -1,8 +1,10 @@
 //! The report on a terminal: a table per scenario, changes since the baseline, and the targets last, where one looks.
 
+use std::ops::RangeBounds;
+
 use anstream::println;
 use anstyle::{AnsiColor, Style};
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
 
 use super::baseline::{Comparison, Verdict};
@@ -17,20 +19,25 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Writes to standard output; `anstream` takes colours out where nobody wants them.
 pub(super) fn print(report: &Report, comparison: Option<&Comparison>) {
+    println!(
+        "{DIM}Medians, their ratios to direct, and (from the least to the greatest) of all rounds.{DIM:#}"
+    );
     for scenario in report.scenarios() {
         println!("\n{TITLE}{scenario}{TITLE:#}");
-        println!("{}", figures(report, scenario));
+        println!("{}", figures(report, scenario).trim_fmt());
     }
     if let Some(comparison) = comparison {
         println!("\n{TITLE}Against the run of {}{TITLE:#}", comparison.date);
-        println!("{}", changes(comparison));
+        if comparison.changes.iter().any(|change| change.verdict != Verdict::Same) {
+            println!("{}", changes(comparison).trim_fmt());
+        }
         println!("{}", comparison.summary());
     }
     let judgements = targets::judge(report);
-    let measured: Vec<_> = judgements.iter().filter(|judgement| judgement.met.is_some()).collect();
+    let measured: Vec<_> = judgements.iter().filter(|judgement| judgement.met().is_some()).collect();
     if !measured.is_empty() {
         println!("\n{TITLE}Targets{TITLE:#} {DIM}as ratios to direct, where there is no unit{DIM:#}");
-        println!("{}", verdicts(&measured));
+        println!("{}", verdicts(&measured).trim_fmt());
         println!("{}.", targets::summary(&judgements));
     }
     for caveat in report.caveats() {
@@ -42,14 +49,14 @@ pub(super) fn print(report: &Report, comparison: Option<&Comparison>) {
 fn figures(report: &Report, scenario: &str) -> Table {
     let rows = report.rows_of(scenario);
     let contenders = unique(rows.clone().map(|row| row.contender.as_str()));
-    let mut table = table(["metric", "unit"].into_iter().chain(contenders.iter().copied()));
+    let mut table = table(["metric", "unit"].into_iter().chain(contenders.iter().copied()), 2..);
     for metric in unique(rows.clone().map(|row| row.metric.as_str())) {
         let rows: Vec<_> = rows.clone().filter(|row| row.metric == metric).collect();
         let best = best(&rows);
         let unit = rows.first().map_or("", |row| row.unit.as_str());
         let cells = contenders.iter().map(|contender| {
             let row = rows.iter().find(|row| row.contender == *contender);
-            let cell = number(row.map_or_else(String::new, |row| figures_of(row)));
+            let cell = Cell::new(row.map_or_else(String::new, |row| figures_of(row)));
             if best.is_some_and(|best| best == *contender) {
                 cell.add_attribute(Attribute::Bold)
             } else {
@@ -90,9 +97,10 @@ fn best<'a>(rows: &[&'a Row]) -> Option<&'a str> {
         .map(|row| row.contender.as_str())
 }
 
+/// What is not the same; the page has all of it.
 fn changes(comparison: &Comparison) -> Table {
-    let mut table = table(["scenario", "contender", "metric", "before", "now", "change", ""]);
-    for change in &comparison.changes {
+    let mut table = table(["scenario", "contender", "metric", "before", "now", "change", ""], 3..6);
+    for change in comparison.changes.iter().filter(|change| change.verdict != Verdict::Same) {
         let figure = if change.unit.is_some() { figure::value } else { figure::ratio };
         let unit = change.unit.as_deref().unwrap_or("of direct");
         let colour = match change.verdict {
@@ -105,9 +113,9 @@ fn changes(comparison: &Comparison) -> Table {
             Cell::new(&change.scenario),
             Cell::new(&change.contender),
             Cell::new(&change.metric),
-            number(figure(change.old.median)),
-            number(format!("{} {unit}", figure(change.new.median))),
-            number(figure::change(change.change)),
+            Cell::new(figure(change.old.median)),
+            Cell::new(format!("{} {unit}", figure(change.new.median))),
+            Cell::new(figure::change(change.change)),
             colour.into_iter().fold(verdict, Cell::fg),
         ]);
     }
@@ -115,9 +123,9 @@ fn changes(comparison: &Comparison) -> Table {
 }
 
 fn verdicts(judgements: &[&targets::Judgement]) -> Table {
-    let mut table = table(["", "scenario", "metric", "target", "this run", "peers"]);
+    let mut table = table(["", "scenario", "metric", "target", "this run", "peers"], 3..5);
     for judgement in judgements {
-        let sign = match judgement.met {
+        let sign = match judgement.met() {
             Some(true) => Cell::new("✓").fg(Color::Green),
             Some(false) => Cell::new("✗").fg(Color::Red),
             None => Cell::new(""),
@@ -126,23 +134,25 @@ fn verdicts(judgements: &[&targets::Judgement]) -> Table {
             sign,
             Cell::new(judgement.scenario),
             Cell::new(judgement.metric),
-            number(&judgement.goal),
-            number(judgement.reached.as_deref().unwrap_or("not measured")),
+            Cell::new(&judgement.goal),
+            Cell::new(judgement.reached.as_ref().map_or("not measured", |reached| reached.text.as_str())),
             Cell::new(&judgement.peers),
         ]);
     }
     table
 }
 
-fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
+/// An empty table; which of its columns are numbers.
+fn table<'a>(header: impl IntoIterator<Item = &'a str>, numbers: impl RangeBounds<usize>) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     // Whether colours are shown is decided by `anstream`, as everywhere.
     table.enforce_styling();
     table.set_header(header.into_iter().map(|title| Cell::new(title).add_attribute(Attribute::Dim)));
+    for (position, column) in table.column_iter_mut().enumerate() {
+        if numbers.contains(&position) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
     table
-}
-
-fn number(text: impl ToString) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
 }

@@ -71,9 +71,21 @@ const FOR_TESTING: &[Need] = &[
     },
 ];
 
+const FOR_MEASURING: &[Need] = &[Need {
+    what: "HAProxy",
+    why: "a peer in the benchmarks",
+    programs: &["haproxy"],
+    packages: &["haproxy"],
+}];
+
 /// The needs that packages meet and that are not met.
 pub(super) fn missing(purpose: Purpose) -> Vec<Missing> {
-    let needs = FOR_BUILDING.iter().chain(if purpose == Purpose::Testing { FOR_TESTING } else { &[] });
+    let needs = [
+        (Purpose::Building, FOR_BUILDING),
+        (Purpose::Testing, FOR_TESTING),
+        (Purpose::Measuring, FOR_MEASURING),
+    ];
+    let needs = needs.into_iter().filter(|(needed, _)| *needed <= purpose).flat_map(|(_, needs)| needs);
     let unmet = needs.filter(|need| !need.programs.iter().all(|program| is_installed(program)));
     let missing = |need: &Need| Missing {
         what: need.what.into(),
@@ -138,8 +150,8 @@ fn update(workspace: &Workspace) {
     }
 }
 
-/// The services of the packages we install. Tests start their own servers in namespaces of their own.
-const SERVICES: [&str; 3] = ["nginx", "redis-server", "postgresql"];
+/// The services of the packages we install. Tests and benchmarks start their own servers in namespaces of their own.
+const SERVICES: [&str; 4] = ["nginx", "redis-server", "postgresql", "haproxy"];
 
 fn has_service(name: &str) -> bool {
     Path::new("/lib/systemd/system").join(name).with_extension("service").exists()
@@ -153,7 +165,7 @@ fn keep_off_at_boot(workspace: &Workspace, new: impl Iterator<Item = &'static st
     for service in new {
         if process::succeeds(workspace.command("systemctl").args(["disable", service])) {
             progress::note(format_args!(
-                "installed {service} for tests: it was not started and will not start at boot"
+                "installed {service} for tests and benchmarks: it was not started and will not start at boot"
             ));
         }
     }

@@ -73,10 +73,10 @@ pub(super) fn values(rows: &[&Row], contenders: &[&str]) -> Vec<Markup> {
 }
 
 /// What was reached against what was wanted: a bar, a whisker and a mark, from 0 to a little more than `direct`.
-pub(super) fn bullet(reached: Spread, goal: f64) -> Markup {
-    const WIDTH: f64 = 140.0;
+pub(super) fn bullet(reached: Spread, goal: f64, met: bool) -> Markup {
+    const WIDTH: f64 = 110.0;
     let scale = WIDTH / greatest([1.05, goal, reached.max].into_iter());
-    let class = if reached.median >= goal { "bar met" } else { "bar missed" };
+    let class = if met { "bar met" } else { "bar missed" };
     let title = format!("{} of a target of {}", figure::ratio(reached.median), figure::ratio(goal));
     html! {
         svg.bullet width=(WIDTH) height="20" viewBox={ "0 0 " (WIDTH) " 20" } role="img" aria-label=(title) {
