@@ -21,8 +21,8 @@ mod live;
 mod sweep;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -71,13 +71,18 @@ pub struct PassageInputs {
 pub struct PassageProposals {
     queue: Option<mpsc::Sender<PassageKey>>,
     counts: Arc<PassageCounts>,
+    flows: SharedFlows,
 }
+
+/// The kernel's flows, once somebody has opened them.
+type SharedFlows = Arc<OnceLock<Arc<FlowReader>>>;
 
 /// Where they are taken from.
 #[derive(Debug)]
 pub struct ProposalQueue {
     queue: Option<mpsc::Receiver<PassageKey>>,
     counts: Arc<PassageCounts>,
+    flows: SharedFlows,
 }
 
 /// The way from the proxy to [`Passages`]. If it is not `enabled`, nothing is proposed and no new connection passes; those
@@ -85,8 +90,13 @@ pub struct ProposalQueue {
 pub fn proposals(enabled: bool) -> (PassageProposals, ProposalQueue) {
     let (sender, receiver) = mpsc::channel(PROPOSALS);
     let counts = Arc::new(PassageCounts::default());
-    let proposals = PassageProposals { queue: enabled.then_some(sender), counts: Arc::clone(&counts) };
-    (proposals, ProposalQueue { queue: enabled.then_some(receiver), counts })
+    let flows = SharedFlows::default();
+    let proposals = PassageProposals {
+        queue: enabled.then_some(sender),
+        counts: Arc::clone(&counts),
+        flows: Arc::clone(&flows),
+    };
+    (proposals, ProposalQueue { queue: enabled.then_some(receiver), counts, flows })
 }
 
 impl PassageProposals {
@@ -97,6 +107,12 @@ impl PassageProposals {
         if queue.try_send(PassageKey { source: client, destination: server }).is_err() {
             self.counts.unheard.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a connection of `client` to `server` passes in the kernel at this moment. One system call that does not
+    /// wait, and none where nothing passes.
+    pub fn passes(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        self.flows.get().is_some_and(|flows| flows.contains(client, server))
     }
 
     /// What has become of all proposals.
@@ -161,9 +177,11 @@ impl Passages {
     /// If the kernel refuses.
     pub fn new(inputs: PassageInputs) -> Result<Self, SteeringError> {
         let counts = Arc::clone(&inputs.proposals.counts);
+        let reader = Arc::new(inputs.steering.flow_reader()?);
+        let reader = Arc::clone(inputs.proposals.flows.get_or_init(|| reader));
         Ok(Self {
             events: inputs.steering.flow_events()?,
-            reader: Arc::new(inputs.steering.flow_reader()?),
+            reader,
             opened_to: inputs.steering.opened_to(),
             live: Live::new(Arc::clone(&inputs.observer), Arc::clone(&counts)),
             waiting: Waiting::default(),

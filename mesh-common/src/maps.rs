@@ -196,6 +196,14 @@ pub struct DeviceFlags(pub u32);
 impl DeviceFlags {
     /// A port of a bridge: what shall reach the IP stack must be addressed to the bridge.
     pub const BRIDGE_PORT: Self = Self(1);
+    /// Its packets begin with an Ethernet header, so that the IP header is where it always is.
+    pub const ETHERNET: Self = Self(1 << 1);
+
+    /// These flags and `other` where `condition` holds.
+    #[must_use]
+    pub const fn with(self, other: Self, condition: bool) -> Self {
+        if condition { Self(self.0 | other.0) } else { self }
+    }
 
     /// Whether all bits of `other` are set.
     #[inline(always)]

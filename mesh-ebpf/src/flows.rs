@@ -25,38 +25,48 @@ static NEW_FLOW: PerCpuArray<FlowState> = PerCpuArray::with_max_entries(1, 0);
 /// Where the source is in an Ethernet header.
 const SOURCE_MAC: usize = 6;
 
-/// What becomes of a packet of a passed connection; `None` if it belongs to no such.
+/// What becomes of a packet of a passed connection.
+#[derive(Clone, Copy)]
+pub(crate) enum Followed {
+    /// It belongs to no such.
+    NoFlow,
+    /// It goes on, and is counted.
+    Passes,
+    /// It may not go on, nor may its connection; its receiver expects this number. To be [`cut`].
+    Ends { expected: u32 },
+}
+
+/// What becomes of a packet. None that came in on `device` belongs to a connection whose sender is behind another; 0 is any
+/// device, for a packet whose sender is known to be who it says.
 #[inline(never)]
-pub(crate) fn follow(ctx: &TcContext, packet: &Packet) -> Option<Outcome> {
+pub(crate) fn follow(ctx: &TcContext, packet: &Packet, device: u32) -> Followed {
     let (key, sender) = key(packet);
-    let flow = FLOWS.get_ptr_mut(&key)?;
+    let Some(flow) = FLOWS.get_ptr_mut(&key) else { return Followed::NoFlow };
     // SAFETY: the element stays valid while the program runs. Another CPU may write to it; each field is an integer, and
     // the state is made for that (see `mesh_common`).
     let flow = unsafe { &mut *flow };
+    if device != 0 && flow.both(sender).0.device != device {
+        return Followed::NoFlow;
+    }
     count_packets(ctx, flow.both(sender).0);
     let segment = packet.segment();
     if !holds(flow.slot, flow.generation) {
         // A reset on its way does what is to be done.
         if segment.flags.has(TcpFlags::RST) {
-            return Some(Outcome::Flow);
+            return Followed::Passes;
         }
-        let expected = flow.side(sender).next();
-        return Some(if reset_both_ends(ctx, packet, &segment, expected) {
-            Outcome::Cut
-        } else {
-            Outcome::Rewrite
-        });
+        return Followed::Ends { expected: flow.side(sender).next() };
     }
     if packet.opens() && flow.is_broken() {
         // The tuple is taken again.
         let _ = FLOWS.remove(&key);
-        return None;
+        return Followed::NoFlow;
     }
     if segment.flags.has(TcpFlags::SYN) && segment.flags.has(TcpFlags::ACK) {
         flow.both(sender).0.mac = source_mac(ctx);
     }
     let kind = match flow.advance(sender, &segment) {
-        Progress::None => return Some(Outcome::Flow),
+        Progress::None => return Followed::Passes,
         Progress::Opened => FlowEventKind::Opened,
         Progress::Broken => FlowEventKind::Broken,
         Progress::Ended => FlowEventKind::Ended,
@@ -65,7 +75,13 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet) -> Option<Outcome> {
     if tell(&key, flow, kind) && kind == FlowEventKind::Ended {
         let _ = FLOWS.remove(&key);
     }
-    Some(Outcome::Flow)
+    Followed::Passes
+}
+
+/// Turns a packet of a connection that may not go on into its end.
+#[inline(never)]
+pub(crate) fn cut(ctx: &TcContext, packet: &Packet, expected: u32) -> Outcome {
+    if reset_both_ends(ctx, packet, &packet.segment(), expected) { Outcome::Cut } else { Outcome::Rewrite }
 }
 
 /// Passes a new connection, if there is a verdict that it may.
@@ -95,8 +111,8 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, source: &Pod, destination: 
     flow.client = client as u32;
     flow.reserved = 0;
     let (client, server) = flow.both(client);
-    *client = Side::opened(&packet.segment(), source_mac(ctx));
-    *server = Side::default();
+    *client = Side::opened(&packet.segment(), source.device, source_mac(ctx));
+    *server = Side { device: destination.device, ..Side::default() };
     let opened = FLOWS.insert(&key, &*flow, u64::from(BPF_NOEXIST)).is_ok();
     if !opened {
         count(Outcome::FlowsFull);

@@ -16,7 +16,9 @@ impl Listener {
     /// The listener of `core`, or of the next core that has one: while an agent starts or stops, some do not.
     #[inline(always)]
     pub(crate) fn find(config: &Config, core: u32, family: Family) -> Option<Self> {
-        Self::in_slot(live_slot(config.listeners, core, family))
+        // Its own first: nearly always it is there.
+        Self::in_slot(listener_slot(core, family))
+            .or_else(|| Self::in_slot(live_slot(config.listeners, core, family)))
     }
 
     #[inline(always)]

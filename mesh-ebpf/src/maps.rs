@@ -76,11 +76,11 @@ impl Tables for KernelTables {
     }
 }
 
-/// The device with this interface index; nothing special where it is not known.
+/// The device with this interface index. A concurrent update replaces the element, never a part of it.
 #[inline(always)]
-pub(crate) fn device(index: u32) -> Device {
-    // SAFETY: the value is copied out at once.
-    unsafe { DEVICES.get(index) }.copied().unwrap_or_default()
+pub(crate) fn device(index: u32) -> Option<&'static Device> {
+    // SAFETY: the element stays readable until the program ends.
+    unsafe { DEVICES.get(index) }
 }
 
 /// The settings. The only element of an array map is always there.

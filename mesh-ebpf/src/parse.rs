@@ -1,7 +1,9 @@
 //! Reads the addresses, ports and flags of a TCP packet.
 //!
-//! Everything is read relative to the network header, so that Ethernet and devices without a link layer (WireGuard,
-//! IPIP, tun) need no distinction, and with a helper, so that it does not matter which part of the packet is linear.
+//! Read where they lie, if that is in the linear part of a packet of an Ethernet device: there is no call in it. Else, for
+//! devices without a link layer (WireGuard, IPIP, tun), IP options and fragmented buffers, with a helper and relative to
+//! the network header, which needs no such distinction. Whether a device is an Ethernet is the agent's word and nothing
+//! in the packet: what a packet without a link layer begins with is its sender's choice.
 
 use core::mem::{MaybeUninit, size_of};
 
@@ -9,7 +11,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
-use mesh_common::{Address, Family, Outcome, Segment, TcpFlags};
+use mesh_common::{Address, Device, DeviceFlags, Family, Outcome, Segment, TcpFlags};
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -20,6 +22,7 @@ pub(crate) const IPPROTO_TCP: u8 = 6;
 const IPV4_FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(crate) struct Ipv4Header {
     version_and_length: u8,
     traffic_class: u8,
@@ -34,6 +37,7 @@ pub(crate) struct Ipv4Header {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(crate) struct Ipv6Header {
     version_class_label: u32,
     payload_length: u16,
@@ -44,6 +48,7 @@ pub(crate) struct Ipv6Header {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub(crate) struct TcpHeader {
     /// Source port in network order.
     pub(crate) source: u16,
@@ -59,8 +64,13 @@ pub(crate) struct TcpHeader {
     pub(crate) urgent: u16,
 }
 
-const _: () = assert!(size_of::<Ipv4Header>() == 20);
-const _: () = assert!(size_of::<Ipv6Header>() == 40);
+const ETHERNET_HEADER: u32 = 14;
+/// Without options.
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+
+const _: () = assert!(size_of::<Ipv4Header>() == IPV4_HEADER as usize);
+const _: () = assert!(size_of::<Ipv6Header>() == IPV6_HEADER as usize);
 const _: () = assert!(size_of::<TcpHeader>() == 20);
 
 /// A TCP packet.
@@ -76,6 +86,30 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
+    #[inline(always)]
+    fn ipv4(ip: &Ipv4Header, tcp: &TcpHeader) -> Self {
+        Self {
+            family: Family::V4,
+            source: Address::v4(ip.source),
+            destination: Address::v4(ip.destination),
+            length: u16::from_be(ip.total_length),
+            ip_header: ip.length() as u16,
+            tcp: *tcp,
+        }
+    }
+
+    #[inline(always)]
+    fn ipv6(ip: &Ipv6Header, tcp: &TcpHeader) -> Self {
+        Self {
+            family: Family::V6,
+            source: Address::v6(ip.source),
+            destination: Address::v6(ip.destination),
+            length: u16::from_be(ip.payload_length).saturating_add(IPV6_HEADER as u16),
+            ip_header: IPV6_HEADER as u16,
+            tcp: *tcp,
+        }
+    }
+
     /// Whether this opens a connection. A SYN with ACK answers one.
     #[inline(always)]
     pub(crate) fn opens(&self) -> bool {
@@ -108,76 +142,142 @@ impl Packet {
     }
 }
 
-/// Reads a TCP packet, or says why it is none.
+/// Reads a TCP packet that came in on `device`, or says why it is none.
+///
+/// Into memory of the caller's: of a `Result` with a packet in it the compiler would move parts that are not there.
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext) -> Result<Packet, Outcome> {
+pub(crate) fn parse<'a>(
+    ctx: &TcContext,
+    device: Option<&Device>,
+    packet: &'a mut MaybeUninit<Packet>,
+) -> Result<&'a Packet, Outcome> {
     // A tagged packet shows the protocol inside; it comes by again on the VLAN's own device.
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (protocol, tagged) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
     if tagged != 0 {
         return Err(Outcome::NotIp);
     }
+    if device.is_some_and(|device| device.flags.has(DeviceFlags::ETHERNET)) {
+        let linear = match protocol {
+            ETH_P_IP => linear_ipv4(ctx, packet),
+            ETH_P_IPV6 => linear_ipv6(ctx, packet),
+            _ => return Err(Outcome::NotIp),
+        };
+        if linear? {
+            // SAFETY: filled, as the answer says.
+            return Ok(unsafe { packet.assume_init_ref() });
+        }
+    }
+    load_packet(ctx, protocol, packet)?;
+    // SAFETY: filled, or there was no return from here.
+    Ok(unsafe { packet.assume_init_ref() })
+}
+
+/// Reads an IPv4 packet that is as most are: linear at least as far as its TCP header, and without options. Says
+/// whether it is.
+#[inline(always)]
+fn linear_ipv4(ctx: &TcContext, packet: &mut MaybeUninit<Packet>) -> Result<bool, Outcome> {
+    let Some(ip) = linear::<0, Ipv4Header>(ctx) else { return Ok(false) };
+    ip.check()?;
+    if ip.length() != IPV4_HEADER {
+        return Ok(false);
+    }
+    let Some(tcp) = linear::<{ IPV4_HEADER }, _>(ctx) else { return Ok(false) };
+    packet.write(Packet::ipv4(ip, tcp));
+    Ok(true)
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn linear_ipv6(ctx: &TcContext, packet: &mut MaybeUninit<Packet>) -> Result<bool, Outcome> {
+    let Some(ip) = linear::<0, Ipv6Header>(ctx) else { return Ok(false) };
+    ip.check()?;
+    let Some(tcp) = linear::<{ IPV6_HEADER }, _>(ctx) else { return Ok(false) };
+    packet.write(Packet::ipv6(ip, tcp));
+    Ok(true)
+}
+
+/// Any other. A function of its own, for the room its headers take on the stack.
+#[inline(never)]
+fn load_packet(ctx: &TcContext, protocol: u32, packet: &mut MaybeUninit<Packet>) -> Result<(), Outcome> {
     match protocol {
-        ETH_P_IP => parse_ipv4(ctx),
-        ETH_P_IPV6 => parse_ipv6(ctx),
-        _ => Err(Outcome::NotIp),
+        ETH_P_IP => {
+            let ip: Ipv4Header = load(ctx, 0)?;
+            ip.check()?;
+            packet.write(Packet::ipv4(&ip, &load(ctx, ip.length())?));
+        }
+        ETH_P_IPV6 => {
+            let ip: Ipv6Header = load(ctx, 0)?;
+            ip.check()?;
+            packet.write(Packet::ipv6(&ip, &load(ctx, IPV6_HEADER)?));
+        }
+        _ => return Err(Outcome::NotIp),
+    }
+    Ok(())
+}
+
+impl Ipv4Header {
+    /// Bytes of the header with its options.
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        u32::from(self.version_and_length & 0xf) * 4
+    }
+
+    /// Whether a TCP header follows, or what there is instead.
+    #[inline(always)]
+    fn check(&self) -> Result<(), Outcome> {
+        if self.version_and_length >> 4 != 4 {
+            return Err(Outcome::Malformed);
+        }
+        if self.protocol != IPPROTO_TCP {
+            return Err(Outcome::NotTcp);
+        }
+        if self.fragment & IPV4_FRAGMENT_MASK != 0 {
+            return Err(Outcome::Fragment);
+        }
+        if self.length() < IPV4_HEADER {
+            return Err(Outcome::Malformed);
+        }
+        Ok(())
     }
 }
 
+impl Ipv6Header {
+    /// Whether a TCP header follows, or what there is instead.
+    #[inline(always)]
+    fn check(&self) -> Result<(), Outcome> {
+        const HOP_BY_HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const AUTHENTICATION: u8 = 51;
+        const DESTINATION: u8 = 60;
+
+        if self.version_class_label & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() {
+            return Err(Outcome::Malformed);
+        }
+        match self.next_header {
+            IPPROTO_TCP => Ok(()),
+            FRAGMENT => Err(Outcome::Fragment),
+            HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION => Err(Outcome::ExtensionHeader),
+            _ => Err(Outcome::NotTcp),
+        }
+    }
+}
+
+/// The `T` at `OFFSET` from the IP header of a packet of an Ethernet device, if it is in the linear part. `T` is one of the
+/// headers above: any bytes are a value.
 #[inline(always)]
-fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Outcome> {
-    let ip: Ipv4Header = load(ctx, 0)?;
-    if ip.version_and_length >> 4 != 4 {
-        return Err(Outcome::Malformed);
+fn linear<const OFFSET: u32, T>(ctx: &TcContext) -> Option<&T> {
+    let start = ctx.data() + (ETHERNET_HEADER + OFFSET) as usize;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
     }
-    if ip.protocol != IPPROTO_TCP {
-        return Err(Outcome::NotTcp);
-    }
-    if ip.fragment & IPV4_FRAGMENT_MASK != 0 {
-        return Err(Outcome::Fragment);
-    }
-    let length = u32::from(ip.version_and_length & 0xf) * 4;
-    if length < size_of::<Ipv4Header>() as u32 {
-        return Err(Outcome::Malformed);
-    }
-    Ok(Packet {
-        family: Family::V4,
-        source: Address::v4(ip.source),
-        destination: Address::v4(ip.destination),
-        length: u16::from_be(ip.total_length),
-        ip_header: length as u16,
-        tcp: load(ctx, length)?,
-    })
+    // SAFETY: within the packet, as the verifier insists on. It also lets words be read where they lie only on machines
+    // that can, or that have their IP headers aligned.
+    Some(unsafe { &*(start as *const T) })
 }
 
-#[inline(always)]
-fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Outcome> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION: u8 = 60;
-
-    let ip: Ipv6Header = load(ctx, 0)?;
-    if ip.version_class_label & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() {
-        return Err(Outcome::Malformed);
-    }
-    match ip.next_header {
-        IPPROTO_TCP => Ok(Packet {
-            family: Family::V6,
-            source: Address::v6(ip.source),
-            destination: Address::v6(ip.destination),
-            length: u16::from_be(ip.payload_length).saturating_add(size_of::<Ipv6Header>() as u16),
-            ip_header: size_of::<Ipv6Header>() as u16,
-            tcp: load(ctx, size_of::<Ipv6Header>() as u32)?,
-        }),
-        FRAGMENT => Err(Outcome::Fragment),
-        HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION => Err(Outcome::ExtensionHeader),
-        _ => Err(Outcome::NotTcp),
-    }
-}
-
-/// Reads a `T` at `offset` from the network header. `T` is one of the headers above: any bytes are a value.
+/// Reads a `T` at `offset` from the network header, wherever it is in memory.
 #[inline(always)]
 pub(crate) fn load<T>(ctx: &TcContext, offset: u32) -> Result<T, Outcome> {
     let mut value = MaybeUninit::<T>::uninit();

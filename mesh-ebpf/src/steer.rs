@@ -5,6 +5,8 @@
 //! a TIME_WAIT socket. Packets of existing connections are marked only if the agent holds a socket for them, so
 //! connections that are older than the enrolment, or were let past, go on undisturbed.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -14,7 +16,7 @@ use mesh_common::{
 };
 
 use crate::counters::count;
-use crate::flows;
+use crate::flows::{self, Followed};
 use crate::listeners::agent_listens;
 use crate::maps::{KernelTables, config, device};
 use crate::parse::{Packet, parse};
@@ -25,6 +27,9 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 /// On to the IP stack: a later program that redirects would take a steered packet past the policy route.
 const TO_STACK: i32 = TC_ACT_OK as i32;
 const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// No device has this index.
+const ANY_DEVICE: u32 = 0;
 
 /// Decides about one packet.
 #[classifier]
@@ -47,46 +52,61 @@ fn decide(ctx: &TcContext) -> Outcome {
     if config.owns(mark) {
         return Outcome::Marked;
     }
-    let packet = match parse(ctx) {
+    let device = device(index);
+    let mut packet = MaybeUninit::uninit();
+    let packet = match parse(ctx, device, &mut packet) {
         Ok(packet) => packet,
         Err(outcome) => return outcome,
     };
-    let device = device(index);
-    let flow =
-        Flow { source: &packet.source, destination: &packet.destination, device: index, owner: device.owner };
+    // Most packets behind an enrolled pod's device, and the ones that are to lose least time. That the sender is who it
+    // says was seen when the flow was opened, if this is the device it was seen on.
+    let owner = device.map_or(0, |device| device.owner);
+    if owner != 0 {
+        match flows::follow(ctx, packet, index) {
+            Followed::NoFlow => {}
+            Followed::Passes => return Outcome::Flow,
+            Followed::Ends { expected } => return flows::cut(ctx, packet, expected),
+        }
+    }
+    let flow = Flow { source: &packet.source, destination: &packet.destination, device: index, owner };
     let (source, destination) = match gate(&KernelTables, &flow) {
         Gate::Candidate { source, destination } => (source, destination),
         Gate::Pass(outcome) | Gate::Drop(outcome) => return outcome,
     };
-    if may_have_passed(&source, &destination)
-        && let Some(outcome) = flows::follow(ctx, &packet)
-    {
-        return outcome;
+    // The device is another now, or nobody's since its pod left the mesh.
+    if may_have_passed(&source, &destination) {
+        match flows::follow(ctx, packet, ANY_DEVICE) {
+            Followed::NoFlow => {}
+            Followed::Passes => return Outcome::Flow,
+            Followed::Ends { expected } => return flows::cut(ctx, packet, expected),
+        }
     }
     let outcome = if packet.opens() {
-        let outcome = new_connection(&config, &packet, &source, &destination);
-        // A verdict is a decision of the agent's, taken already: it holds whether an agent is there now or not.
-        if outcome != Outcome::Excluded && flows::open(ctx, &packet, &source, &destination) {
-            return Outcome::Verdict;
+        match rules(packet, &source, &destination) {
+            None => Outcome::Excluded,
+            // A verdict is a decision of the agent's, taken already: it holds whether an agent is there now or not.
+            Some(_) if flows::open(ctx, packet, &source, &destination) => Outcome::Verdict,
+            Some(capture) => new_connection(&config, packet, capture),
         }
-        outcome
     } else {
-        existing_connection(ctx, &config, &packet, &source, &destination)
+        existing_connection(ctx, &config, packet, &source, &destination)
     };
     if outcome.effect() == Effect::Capture {
-        return hand_over(ctx, &config, mark, &device, outcome);
+        return hand_over(ctx, &config, mark, device, outcome);
     }
     outcome
 }
 
 /// The first packet of a connection follows the pod's rules.
 #[inline(never)]
-fn new_connection(config: &Config, packet: &Packet, source: &Pod, destination: &Pod) -> Outcome {
-    let Some(Capture { direction, fail_closed }) =
-        judge(&KernelTables, source, destination, &packet.destination, packet.port())
-    else {
-        return Outcome::Excluded;
-    };
+fn rules(packet: &Packet, source: &Pod, destination: &Pod) -> Option<Capture> {
+    judge(&KernelTables, source, destination, &packet.destination, packet.port())
+}
+
+/// One that its pod's rules give to the agent.
+#[inline(always)]
+fn new_connection(config: &Config, packet: &Packet, capture: Capture) -> Outcome {
+    let Capture { direction, fail_closed } = capture;
     if !agent_listens(config, packet.family) {
         return if fail_closed { Outcome::FailClosed } else { Outcome::FailOpen };
     }
@@ -111,8 +131,8 @@ fn existing_connection(
         Connection::Unknown => Outcome::NoSocket,
         // The tuple may have been taken again by a connection that goes past the agent, because no agent listens,
         // the rules changed or the pod left. Only where that cannot be is the packet a late one of the old.
-        Connection::TimeWait => match new_connection(config, packet, source, destination).effect() {
-            Effect::Capture => Outcome::Established,
+        Connection::TimeWait => match rules(packet, source, destination) {
+            Some(_) if agent_listens(config, packet.family) => Outcome::Established,
             _ => Outcome::NoSocket,
         },
     }
@@ -121,9 +141,18 @@ fn existing_connection(
 /// Marks the packet. On the port of a bridge it is also addressed to the bridge, or it would be switched to its
 /// destination without the IP stack, and the policy route, ever seeing it.
 #[inline(always)]
-fn hand_over(ctx: &TcContext, config: &Config, mark: u32, device: &Device, outcome: Outcome) -> Outcome {
+fn hand_over(
+    ctx: &TcContext,
+    config: &Config,
+    mark: u32,
+    device: Option<&Device>,
+    outcome: Outcome,
+) -> Outcome {
     // The destination comes first in an Ethernet header, and bridge ports are always Ethernet.
-    if device.flags.has(DeviceFlags::BRIDGE_PORT) && ctx.store(0, &device.bridge_mac, 0).is_err() {
+    if let Some(device) = device
+        && device.flags.has(DeviceFlags::BRIDGE_PORT)
+        && ctx.store(0, &device.bridge_mac, 0).is_err()
+    {
         return Outcome::Rewrite;
     }
     // SAFETY: as in `decide`.

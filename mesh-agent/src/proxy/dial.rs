@@ -4,6 +4,7 @@
 //! happen twice.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -263,8 +264,13 @@ impl Dialling<'_> {
     }
 
     async fn connect(&self, upstream: &Upstream, deadline: Instant) -> Result<Stream, AttemptError> {
-        let connecting =
-            socket::connect(upstream.address, upstream.source.preserved(), &self.worker.settings);
+        let Self { worker, .. } = *self;
+        // To a pod of this node the client may have a connection of its own, from any port: one that passes in the
+        // kernel. With the same port the two could not be told apart, and the answers would go there.
+        let is_local = upstream.server_side.is_some();
+        let taken = |local: SocketAddr| is_local && worker.passage.passes(local, upstream.address);
+        let source = upstream.source.preserved();
+        let connecting = socket::connect_clear_of(upstream.address, source, &worker.settings, taken);
         let outcome = timeout_at(deadline.into(), connecting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

@@ -12,9 +12,12 @@ use std::task::{Context, Poll, ready};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::settings::{Keepalive, ProxySettings};
+
+/// Ports that a connection finds taken before it gives up. Each one more is that much less likely, unless nearly all are.
+const MAX_TAKEN_PORTS: usize = 16;
 
 /// A listening socket that accepts connections to any address. Accepted sockets inherit its options: the mark,
 /// no delay, keepalive; that saves five system calls for each of them.
@@ -38,6 +41,43 @@ pub(super) async fn connect(
     source: Option<IpAddr>,
     settings: &ProxySettings,
 ) -> io::Result<TcpStream> {
+    connect_clear_of(destination, source, settings, |_| false).await
+}
+
+/// The same from a port that is not `taken`, as far as there is one. What can be taken without the kernel knowing are the
+/// ports of `source`: it is a pod's address, and the pod has ports of its own.
+pub(super) async fn connect_clear_of(
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    settings: &ProxySettings,
+    taken: impl Fn(SocketAddr) -> bool,
+) -> io::Result<TcpStream> {
+    let mut attempts = Vec::new();
+    let stream = loop {
+        let stream = begin_to_connect(destination, source, settings)?;
+        if source.is_none() || !taken(stream.local_addr()?) {
+            break stream;
+        }
+        if attempts.len() == MAX_TAKEN_PORTS {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        // Kept until there is a port that is free: so the kernel chooses another.
+        attempts.push(stream);
+    };
+    drop(attempts);
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// A socket whose SYN is on its way.
+fn begin_to_connect(
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    settings: &ProxySettings,
+) -> io::Result<TcpStream> {
     let socket = open(destination.ip())?;
     tune(&socket, settings.keepalive)?;
     match source {
@@ -51,7 +91,10 @@ pub(super) async fn connect(
         }
         None => socket.set_mark(settings.marks.agent)?,
     }
-    TcpSocket::from_std_stream(socket.into()).connect(destination).await
+    match socket.connect(&destination.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => TcpStream::from_std(socket.into()),
+    }
 }
 
 fn open(address: IpAddr) -> io::Result<Socket> {

@@ -18,6 +18,8 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) kind: Kind,
     pub(super) up: bool,
+    /// Whether its packets have an Ethernet header.
+    pub(super) ethernet: bool,
     pub(super) mac: Option<[u8; 6]>,
     /// The bridge it is a port of.
     pub(super) bridge: Option<u32>,
@@ -48,6 +50,7 @@ impl Link {
             name: String::new(),
             kind: Kind::Plain,
             up: message.header.flags.contains(LinkFlags::Up),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             mac: None,
             bridge: None,
         };
@@ -265,10 +268,13 @@ impl Devices {
 
     fn entry(&self, index: u32) -> Option<Device> {
         let owner = self.owner(index);
-        let bridge = self.links.get(&index).and_then(|link| self.links.get(&link.bridge?)?.mac);
+        let link = self.links.get(&index);
+        let bridge = link.and_then(|link| self.links.get(&link.bridge?)?.mac);
         let device = Device {
             owner,
-            flags: if bridge.is_some() { DeviceFlags::BRIDGE_PORT } else { DeviceFlags::default() },
+            flags: DeviceFlags::default()
+                .with(DeviceFlags::BRIDGE_PORT, bridge.is_some())
+                .with(DeviceFlags::ETHERNET, link.is_some_and(|link| link.ethernet && link.is_steered())),
             bridge_mac: bridge.unwrap_or_default(),
             ..Device::default()
         };

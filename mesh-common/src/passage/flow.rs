@@ -144,12 +144,12 @@ pub struct Side {
     pub acknowledged: u32,
     /// Sequence number after its FIN.
     pub finished: u32,
-    /// How far it is.
-    pub flags: SideFlags,
+    /// Interface index of the device its packets come in on: the pod's, when the flow was opened.
+    pub device: u32,
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// Always zero.
-    pub reserved: [u8; 2],
+    /// How far it is.
+    pub flags: SideFlags,
 }
 
 const _: () = assert!(size_of::<Side>() == 40);
@@ -157,7 +157,7 @@ const _: () = assert!(size_of::<Side>() == 40);
 /// Bits of [`Side::flags`].
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SideFlags(pub u32);
+pub struct SideFlags(pub u16);
 
 impl SideFlags {
     /// Its SYN was seen.
@@ -182,16 +182,16 @@ impl SideFlags {
 impl Side {
     /// A side that has sent nothing but its SYN.
     #[inline(always)]
-    pub const fn opened(syn: &Segment, mac: [u8; 6]) -> Self {
+    pub const fn opened(syn: &Segment, device: u32, mac: [u8; 6]) -> Self {
         Self {
             packets: 1,
             bytes: syn.payload as u64,
             initial: syn.sequence,
             acknowledged: 0,
             finished: 0,
-            flags: SideFlags::OPEN,
+            device,
             mac,
-            reserved: [0; 2],
+            flags: SideFlags::OPEN,
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use aya::maps::{HashMap, MapData, MapError, RingBuf};
-use mesh_common::{End, FlowEvent, FlowKey, FlowState, capacity, name};
+use mesh_common::{Address, End, FlowEvent, FlowKey, FlowState, capacity, name};
 use tokio::io::unix::AsyncFd;
 
 use super::PassageKey;
@@ -40,7 +40,8 @@ impl FlowId {
     }
 }
 
-/// Reads all flows without holding up anybody: another handle of the map.
+/// Reads flows without holding up anybody: another handle of the map.
+#[derive(Debug)]
 pub struct FlowReader {
     flows: HashMap<MapData, FlowKey, FlowState>,
 }
@@ -59,6 +60,13 @@ impl FlowReader {
     /// If the kernel refuses.
     pub fn all(&self) -> Result<Vec<(FlowKey, FlowState)>, SteeringError> {
         all(&self.flows)
+    }
+
+    /// Whether there is a flow with these ends, whoever has opened it. One system call that does not wait.
+    pub fn contains(&self, one: SocketAddr, other: SocketAddr) -> bool {
+        let end = |address: SocketAddr| (Address::from(address.ip()), address.port());
+        let (key, _) = FlowKey::of(end(one), end(other));
+        self.flows.get(&key, 0).is_ok()
     }
 }
 

@@ -1,0 +1,244 @@
+//! A node whose pods are steered, with a plain listener in the place of the proxy.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_agent::pods::{FailureMode, LocalPod, PodDevice, Redirection};
+use mesh_agent::steering::host::Mark;
+use mesh_agent::steering::host::routes::PolicyRouting;
+use mesh_agent::steering::{AttachMode, CoreListeners, DeviceWatch, PassageKey, Steering, SteeringSettings};
+use mesh_lab::{Lab, Machine, Topology};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use socket2::{Domain, Socket, Type};
+use tokio_util::sync::CancellationToken;
+
+const TOPOLOGY: &str = "
+name: ebpf
+nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}, {name: stranger}]}]
+hosts: [{name: outside}]
+";
+const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x3000 };
+const AGENT_MARK: u32 = 0x2000;
+/// The node's device towards everything outside.
+const UPLINK: &str = "eth0";
+/// How long the last packet of a handshake may take to be processed.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(1);
+/// Where the servers listen.
+pub(super) const PORT: u16 = 8080;
+
+/// An established connection: the client's end, and whoever accepted it.
+pub(super) struct Connected {
+    pub(super) client: SocketAddr,
+    pub(super) server: SocketAddr,
+    _ends: (TcpStream, TcpStream),
+}
+
+/// Pods `client` and `server` are enrolled, `stranger` is not; `outside` is behind the uplink.
+pub(super) struct SteeredNode {
+    // In the order in which they have to go.
+    _watch: Watch,
+    steering: Steering,
+    listeners: [TcpListener; 2],
+    bpffs: BpfFs,
+    lab: Lab,
+}
+
+impl SteeredNode {
+    pub(super) fn up() -> Result<Self> {
+        let lab = Lab::up(Topology::parse("ebpf", TOPOLOGY)?.unique())?;
+        let bpffs = BpfFs::mount()?;
+        let namespace = lab.node("node")?.namespace();
+        namespace.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0"))??;
+        let listeners = [namespace.run(listen)??, namespace.run(listen)??];
+        let steering = namespace.run(|| Steering::load_or_adopt(&settings(&bpffs, CAPTURE.value)))??;
+        let cores = [&listeners[0], &listeners[1]]
+            .map(|listener| CoreListeners { v4: Some(listener.as_fd()), v6: None });
+        steering.set_listeners(&cores)?;
+        let watch = Watch::start(&lab, steering.clone())?;
+        let node = Self { _watch: watch, steering, listeners, bpffs, lab };
+        for (name, enrolled) in [("client", true), ("server", true), ("stranger", false)] {
+            node.steering.enrol(&node.pod(name, enrolled)?)?;
+        }
+        Ok(node)
+    }
+
+    pub(super) fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    /// The machine with this name.
+    pub(super) fn machine(&self, name: &str) -> Result<&Machine> {
+        Ok(self.lab.machine(name)?)
+    }
+
+    /// An address of a machine.
+    pub(super) fn address(&self, name: &str) -> Result<IpAddr> {
+        self.machine(name)?.address().with_context(|| format!("{name} has no address"))
+    }
+
+    /// The index of the node's device that leads to a pod, or of the uplink.
+    pub(super) fn device(&self, name: &str) -> Result<u32> {
+        let pod = self.lab.topology().pods().find(|(_, pod)| pod.name == name);
+        let device = pod.map_or_else(|| UPLINK.to_owned(), |(_, pod)| pod.device.clone());
+        let index =
+            self.lab.node("node")?.namespace().run(|| nix::net::if_::if_nametoindex(device.as_str()))?;
+        index.with_context(|| format!("the node has no device {device}"))
+    }
+
+    fn pod(&self, name: &str, enrolled: bool) -> Result<LocalPod> {
+        let machine = self.machine(name)?;
+        Ok(LocalPod {
+            uid: uid(name).into(),
+            name: name.into(),
+            namespace: "default".into(),
+            kubernetes_uid: None,
+            service_account: "default".into(),
+            addresses: machine.addresses().iter().collect(),
+            device: Some(PodDevice { index: self.device(name)?, name: format!("to-{name}") }),
+            enrolled,
+            redirection: Redirection::default(),
+            failure_mode: FailureMode::Open,
+        })
+    }
+
+    /// Lets connections from `client` to this port of `server` pass.
+    pub(super) fn allow(&self, port: u16) -> Result<()> {
+        let destination = SocketAddr::new(self.address("server")?, port);
+        let passage = PassageKey { source: self.address("client")?, destination };
+        ensure!(
+            self.steering.allow_passage(passage, &uid("client"), &uid("server"))?,
+            "no verdict for {destination}"
+        );
+        Ok(())
+    }
+
+    /// Connects from `client` to `server`, straight.
+    pub(super) fn connect_passed(&self, port: u16) -> Result<Connected> {
+        let server = SocketAddr::new(self.address("server")?, port);
+        let listener = self.machine("server")?.namespace().run(|| TcpListener::bind(server))??;
+        self.connect(server, &listener)
+    }
+
+    /// Connects from `client` to something outside, through the agent.
+    pub(super) fn connect_proxied(&self) -> Result<Connected> {
+        let server = SocketAddr::new(self.address("outside")?, PORT);
+        let stream = self.machine("client")?.namespace().run(|| TcpStream::connect(server))??;
+        let client = stream.local_addr()?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            for listener in &self.listeners {
+                match listener.accept() {
+                    Ok((accepted, _)) => return Ok(Connected { client, server, _ends: (stream, accepted) }),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            std::thread::sleep(POLL);
+        }
+        bail!("the connection did not reach the agent")
+    }
+
+    fn connect(&self, server: SocketAddr, listener: &TcpListener) -> Result<Connected> {
+        let stream = self.machine("client")?.namespace().run(|| TcpStream::connect(server))??;
+        let (accepted, client) = listener.accept()?;
+        Ok(Connected { client, server, _ends: (stream, accepted) })
+    }
+
+    /// Loads the programs once more, on the same maps, with a capture mark of 0: a packet is then marked in vain, and
+    /// running a program on it again does the same again.
+    pub(super) fn load_repeatable(&self) -> Result<Steering> {
+        let settings = settings(&self.bpffs, 0);
+        Ok(self.lab.node("node")?.namespace().run(|| Steering::load_or_adopt(&settings))??)
+    }
+}
+
+fn uid(name: &str) -> String {
+    format!("bench//Pod/default/{name}")
+}
+
+fn settings(bpffs: &BpfFs, capture_mark: u32) -> SteeringSettings {
+    SteeringSettings {
+        directory: bpffs.0.join("mesh-agent-node"),
+        mark_mask: CAPTURE.mask,
+        capture_mark,
+        agent_mark: AGENT_MARK,
+        attach: AttachMode::Auto,
+    }
+}
+
+/// A listener as the proxy has it: it answers from addresses that are not the node's.
+fn listen() -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_mark(CAPTURE.value)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+/// Keeps the programs attached to the node's devices.
+struct Watch {
+    shutdown: CancellationToken,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Watch {
+    fn start(lab: &Lab, steering: Steering) -> Result<Self> {
+        let shutdown = CancellationToken::new();
+        let (started, wait) = mpsc::channel();
+        let task = {
+            let shutdown = shutdown.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(async {
+                    PolicyRouting { mark: CAPTURE, table: 15001, preference: 99 }.install().await?;
+                    let watch = DeviceWatch::start(steering).await?;
+                    started.send(())?;
+                    watch.run(shutdown).await;
+                    Ok(())
+                })
+            }
+        };
+        let thread = lab.node("node")?.namespace().spawn("steering", task)?;
+        let watch = Self { shutdown, thread: Some(thread) };
+        wait.recv().context("steering did not start")?;
+        Ok(watch)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// A BPF file system of its own.
+struct BpfFs(PathBuf);
+
+impl BpfFs {
+    fn mount() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("mesh-bench-bpf-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        let bpffs = Self(path);
+        mount(Some("bpf"), &bpffs.0, Some("bpf"), MsFlags::empty(), None::<&Path>)
+            .context("cannot mount a BPF file system")?;
+        Ok(bpffs)
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
