@@ -1,5 +1,8 @@
 //! One run: its options, the scenarios in turn, what they have measured.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

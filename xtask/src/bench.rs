@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// Fewer and shorter rounds: under three minutes, and less certain.
     #[arg(long)]
     quick: bool,
+    /// One more contender, described in a file (may be given several times).
+    #[arg(long = "contender", value_name = "FILE")]
+    contenders: Vec<PathBuf>,
     /// Compare with an earlier run, by its JSON.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -69,10 +72,12 @@ fn arguments(workspace: &Workspace, options: &Options) -> Result<Vec<String>> {
     if let Some(rounds) = options.rounds {
         arguments.extend(["--rounds".into(), rounds.to_string()]);
     }
-    if let Some(baseline) = &options.baseline {
+    let baseline = options.baseline.iter().map(|file| ("--baseline", file));
+    let contenders = options.contenders.iter().map(|file| ("--contender", file));
+    for (option, file) in baseline.chain(contenders) {
         // Now, instead of after minutes of compiling.
-        File::open(baseline).with_context(|| format!("--baseline: cannot read {}", baseline.display()))?;
-        arguments.extend(["--baseline".into(), absolute(baseline)?]);
+        File::open(file).with_context(|| format!("{option}: cannot read {}", file.display()))?;
+        arguments.extend([option.to_owned(), absolute(file)?]);
     }
     Ok(arguments)
 }

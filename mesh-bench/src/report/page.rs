@@ -1,6 +1,8 @@
 //! The report as a page: one file without scripts or anything from elsewhere, for screens light and dark, and paper.
 
 mod plot;
+#[cfg(test)]
+mod tests;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
