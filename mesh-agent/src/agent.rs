@@ -168,6 +168,7 @@ async fn serve_pods(
         let settings = steering_settings.clone();
         move || Steering::load_or_adopt(&settings)
     })??;
+    steering.set_shortcuts(settings.shortcuts == Switch::On)?;
     let passages = Passages::new(PassageInputs {
         steering: steering.clone(),
         snapshot: Arc::clone(&snapshot),

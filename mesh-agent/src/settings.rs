@@ -257,6 +257,12 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_IN_KERNEL_PASSAGE", value_enum, default_value = "on")]
     pub in_kernel_passage: Switch,
 
+    /// Whether the packets of such connections, once they are answered, are put straight into the pod, past the node's IP stack,
+    /// its bridge and its netfilter rules. Never where a pod's device queues or shapes packets. Switch it off if another
+    /// program has to see every packet between pods.
+    #[arg(long, env = "MESH_SHORTCUTS", value_enum, default_value = "on")]
+    pub shortcuts: Switch,
+
     /// What is spoken in tunnels with other agents of this mesh: something leaner than HBONE where both sides can, or HBONE
     /// always. With everyone else it is HBONE.
     #[arg(long, env = "MESH_TUNNEL_PROTOCOL", value_enum, default_value = "auto")]

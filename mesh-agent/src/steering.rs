@@ -141,6 +141,16 @@ impl Steering {
         self.lock().maps.set_listeners(listeners)
     }
 
+    /// Says whether packets of connections that pass may be put straight into the pods, past the node's IP stack, where
+    /// nothing queues or shapes them. They are unless this says otherwise. Counts for connections that open from then on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_shortcuts(&self, on: bool) -> Result<(), SteeringError> {
+        let State { maps, devices, .. } = &mut *self.lock();
+        devices.set_shortcuts(maps, on)
+    }
+
     /// Takes a pod into account as it is now: steers its traffic if it is enrolled, ends that if it no longer is,
     /// and in both cases guards its addresses. Connections it has go on as they began.
     ///

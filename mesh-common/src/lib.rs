@@ -33,4 +33,4 @@ pub use spread::spread;
 
 /// Version of this ABI; part of the pin path together with [`LAYOUT`]. Raise it with a change of meaning that the
 /// sizes do not show, so that an agent never reads the pinned maps of another.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

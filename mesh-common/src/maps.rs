@@ -198,6 +198,8 @@ impl DeviceFlags {
     pub const BRIDGE_PORT: Self = Self(1);
     /// Its packets begin with an Ethernet header, so that the IP header is where it always is.
     pub const ETHERNET: Self = Self(1 << 1);
+    /// A pod's veth that nobody queues or shapes packets on: what passes may be put into the pod without going through it.
+    pub const SHORTCUT: Self = Self(1 << 2);
 
     /// These flags and `other` where `condition` holds.
     #[must_use]

@@ -8,12 +8,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
-    End, FlowEvent, FlowEventKind, FlowKey, FlowState, Outcome, Pod, Progress, Side, TcpFlags, VerdictKey,
-    can_pass,
+    DeviceFlags, End, FlowEvent, FlowEventKind, FlowKey, FlowState, Outcome, Pod, Progress, Side, TcpFlags,
+    VerdictKey, can_pass,
 };
 
 use crate::counters::count;
-use crate::maps::{FLOW_EVENTS, FLOWS, GENERATIONS, VERDICTS};
+use crate::maps::{FLOW_EVENTS, FLOWS, GENERATIONS, VERDICTS, device};
 use crate::parse::Packet;
 use crate::reset::reset_both_ends;
 use crate::socket::agent_speaks_for;
@@ -30,30 +30,31 @@ const SOURCE_MAC: usize = 6;
 pub(crate) enum Followed {
     /// It belongs to no such.
     NoFlow,
-    /// It goes on, and is counted.
-    Passes,
+    /// It goes on, and is counted: straight into the pod behind a device, or, where that is 0, through the node's IP stack.
+    Passes { into: u32 },
     /// It may not go on, nor may its connection; its receiver expects this number. To be [`cut`].
     Ends { expected: u32 },
 }
 
-/// What becomes of a packet. None that came in on `device` belongs to a connection whose sender is behind another; 0 is any
-/// device, for a packet whose sender is known to be who it says.
+/// What becomes of a packet. None that came in on device `index` belongs to a connection whose sender is behind another; 0 is
+/// any device, for a packet whose sender is known to be who it says.
 #[inline(never)]
-pub(crate) fn follow(ctx: &TcContext, packet: &Packet, device: u32) -> Followed {
+pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
     let (key, sender) = key(packet);
     let Some(flow) = FLOWS.get_ptr_mut(&key) else { return Followed::NoFlow };
     // SAFETY: the element stays valid while the program runs. Another CPU may write to it; each field is an integer, and
     // the state is made for that (see `mesh_common`).
     let flow = unsafe { &mut *flow };
-    if device != 0 && flow.both(sender).0.device != device {
+    if index != 0 && flow.both(sender).0.device != index {
         return Followed::NoFlow;
     }
     count_packets(ctx, flow.both(sender).0);
     let segment = packet.segment();
+    let into = if packet.opens() { 0 } else { shortcut(flow, sender) };
     if !holds(flow.slot, flow.generation) {
         // A reset on its way does what is to be done.
         if segment.flags.has(TcpFlags::RST) {
-            return Followed::Passes;
+            return Followed::Passes { into };
         }
         return Followed::Ends { expected: flow.side(sender).next() };
     }
@@ -66,7 +67,7 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, device: u32) -> Followed 
         flow.both(sender).0.mac = source_mac(ctx);
     }
     let kind = match flow.advance(sender, &segment) {
-        Progress::None => return Followed::Passes,
+        Progress::None => return Followed::Passes { into },
         Progress::Opened => FlowEventKind::Opened,
         Progress::Broken => FlowEventKind::Broken,
         Progress::Ended => FlowEventKind::Ended,
@@ -75,7 +76,28 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, device: u32) -> Followed 
     if tell(&key, flow, kind) && kind == FlowEventKind::Ended {
         let _ = FLOWS.remove(&key);
     }
-    Followed::Passes
+    Followed::Passes { into }
+}
+
+/// The device of the pod that a packet is put into, or 0.
+#[inline(always)]
+fn shortcut(flow: &mut FlowState, sender: End) -> u32 {
+    // Answered, and from the address it was sent to: nobody on the node translates it.
+    if flow.shortcut == 0 || !flow.is_open() { 0 } else { flow.both(sender).1.device }
+}
+
+/// The same for a packet whose flow is to be looked up.
+#[inline(never)]
+pub(crate) fn shortcut_of(packet: &Packet) -> u32 {
+    let (key, sender) = key(packet);
+    // SAFETY: as in `follow`.
+    FLOWS.get_ptr_mut(&key).map_or(0, |flow| shortcut(unsafe { &mut *flow }, sender))
+}
+
+/// Whether the pod behind a device may be reached without going through it.
+#[inline(always)]
+fn admits_shortcut(index: u32) -> bool {
+    device(index).is_some_and(|device| device.flags.has(DeviceFlags::SHORTCUT))
 }
 
 /// Turns a packet of a connection that may not go on into its end.
@@ -109,7 +131,7 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, source: &Pod, destination: 
     flow.slot = verdict.slot;
     flow.generation = verdict.generation;
     flow.client = client as u32;
-    flow.reserved = 0;
+    flow.shortcut = u32::from(admits_shortcut(source.device) && admits_shortcut(destination.device));
     let (client, server) = flow.both(client);
     *client = Side::opened(&packet.segment(), source.device, source_mac(ctx));
     *server = Side { device: destination.device, ..Side::default() };

@@ -8,6 +8,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
@@ -28,23 +29,46 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 const TO_STACK: i32 = TC_ACT_OK as i32;
 const DROP: i32 = TC_ACT_SHOT as i32;
 
+/// Addressed to the node (`linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
 /// No device has this index.
-const ANY_DEVICE: u32 = 0;
+const NO_DEVICE: u32 = 0;
 
 /// Decides about one packet.
 #[classifier]
 pub(crate) fn steer(ctx: TcContext) -> i32 {
-    let outcome = decide(&ctx);
+    let mut into = NO_DEVICE;
+    let outcome = decide(&ctx, &mut into);
     count(outcome);
     match outcome.effect() {
+        Effect::Pass | Effect::Reset if into != NO_DEVICE => put_into_pod(&ctx, into),
         Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage | Effect::Connect => NEXT,
         Effect::Capture => TO_STACK,
         Effect::Drop => DROP,
     }
 }
 
+/// Takes the packet to the other end of a pod's veth, as if it had been sent through it.
+///
+/// The node's IP stack, its bridge, its rules and its queues are left out: what they say of the connection they have said
+/// of its SYN.
 #[inline(always)]
-fn decide(ctx: &TcContext) -> Outcome {
+fn put_into_pod(ctx: &TcContext, device: u32) -> i32 {
+    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
+    let addressed_to = unsafe { (*ctx.skb.skb).pkt_type };
+    // On the port of a bridge it is addressed to the pod, and for the node somebody else's.
+    // SAFETY: as above.
+    if addressed_to != PACKET_HOST && unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) } != 0 {
+        return NEXT;
+    }
+    // SAFETY: takes numbers.
+    unsafe { bpf_redirect_peer(device, 0) as i32 }
+}
+
+/// Decides, and says into which pod a packet is to be put that passes.
+#[inline(always)]
+fn decide(ctx: &TcContext, into: &mut u32) -> Outcome {
     let config = config();
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (mark, index) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
@@ -64,8 +88,14 @@ fn decide(ctx: &TcContext) -> Outcome {
     if owner != 0 {
         match flows::follow(ctx, packet, index) {
             Followed::NoFlow => {}
-            Followed::Passes => return Outcome::Flow,
-            Followed::Ends { expected } => return flows::cut(ctx, packet, expected),
+            Followed::Passes { into: device } => {
+                *into = device;
+                return Outcome::Flow;
+            }
+            Followed::Ends { expected } => {
+                *into = flows::shortcut_of(packet);
+                return flows::cut(ctx, packet, expected);
+            }
         }
     }
     let flow = Flow { source: &packet.source, destination: &packet.destination, device: index, owner };
@@ -75,10 +105,16 @@ fn decide(ctx: &TcContext) -> Outcome {
     };
     // The device is another now, or nobody's since its pod left the mesh.
     if may_have_passed(&source, &destination) {
-        match flows::follow(ctx, packet, ANY_DEVICE) {
+        match flows::follow(ctx, packet, NO_DEVICE) {
             Followed::NoFlow => {}
-            Followed::Passes => return Outcome::Flow,
-            Followed::Ends { expected } => return flows::cut(ctx, packet, expected),
+            Followed::Passes { into: device } => {
+                *into = device;
+                return Outcome::Flow;
+            }
+            Followed::Ends { expected } => {
+                *into = flows::shortcut_of(packet);
+                return flows::cut(ctx, packet, expected);
+            }
         }
     }
     let outcome = if packet.opens() {

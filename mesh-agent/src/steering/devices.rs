@@ -20,6 +20,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Whether its packets have an Ethernet header.
     pub(super) ethernet: bool,
+    /// Whether it is a veth that sends at once: nothing queues or shapes its packets.
+    pub(super) plain_veth: bool,
     pub(super) mac: Option<[u8; 6]>,
     /// The bridge it is a port of.
     pub(super) bridge: Option<u32>,
@@ -51,19 +53,25 @@ impl Link {
             kind: Kind::Plain,
             up: message.header.flags.contains(LinkFlags::Up),
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            plain_veth: false,
             mac: None,
             bridge: None,
         };
         let (mut controller, mut is_port) = (None, false);
+        let (mut is_veth, mut is_queued) = (false, true);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Controller(index) => controller = Some(*index),
+                LinkAttribute::Qdisc(name) => is_queued = name != "noqueue",
                 LinkAttribute::LinkInfo(details) => {
                     for detail in details {
                         match detail {
-                            LinkInfo::Kind(kind) => link.kind = kind_of(kind, link.kind),
+                            LinkInfo::Kind(kind) => {
+                                is_veth = *kind == InfoKind::Veth;
+                                link.kind = kind_of(kind, link.kind);
+                            }
                             LinkInfo::PortKind(InfoPortKind::Bridge) => is_port = true,
                             LinkInfo::PortKind(InfoPortKind::Bond | InfoPortKind::Team) => {
                                 link.kind = Kind::Member;
@@ -79,6 +87,7 @@ impl Link {
             link.kind = Kind::Loopback;
         }
         link.bridge = controller.filter(|_| is_port);
+        link.plain_veth = is_veth && !is_queued;
         link
     }
 
@@ -114,6 +123,8 @@ pub(super) struct Devices {
     addresses: BTreeSet<(u32, IpAddr)>,
     written: BTreeMap<u32, Device>,
     written_addresses: BTreeSet<IpAddr>,
+    /// Whether what passes may be put into the pods behind veths, without the node's IP stack.
+    shortcuts: bool,
 }
 
 impl Devices {
@@ -129,8 +140,16 @@ impl Devices {
                 .map(|(address, _)| address.into())
                 .collect(),
             written,
+            shortcuts: true,
             ..Self::default()
         })
+    }
+
+    /// Says whether packets that pass may be put into pods; counts for connections that open from then on.
+    pub(super) fn set_shortcuts(&mut self, maps: &mut Maps, on: bool) -> Result<(), SteeringError> {
+        self.shortcuts = on;
+        let known: Vec<u32> = self.links.keys().copied().collect();
+        known.into_iter().try_for_each(|index| self.write(maps, index))
     }
 
     /// The device with this index.
@@ -274,7 +293,8 @@ impl Devices {
             owner,
             flags: DeviceFlags::default()
                 .with(DeviceFlags::BRIDGE_PORT, bridge.is_some())
-                .with(DeviceFlags::ETHERNET, link.is_some_and(|link| link.ethernet && link.is_steered())),
+                .with(DeviceFlags::ETHERNET, link.is_some_and(|link| link.ethernet && link.is_steered()))
+                .with(DeviceFlags::SHORTCUT, self.shortcuts && link.is_some_and(|link| link.plain_veth)),
             bridge_mac: bridge.unwrap_or_default(),
             ..Device::default()
         };

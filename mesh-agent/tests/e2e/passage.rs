@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::world::{SERVICE_PORT, VIPS, World, eventually, who};
 
@@ -208,4 +209,52 @@ fn passed_connections_survive_the_end_of_enrolment() {
     echo(&stream, 50_000);
     assert_eq!(world.ask("client-r", world.address("web-r", V4)).pod, "web-r");
     echo(&stream, 50_000);
+}
+
+/// Opens a connection of `client-r` from a port of its choice.
+fn connect_from_port(world: &World, port: u16, to: SocketAddr) -> TcpStream {
+    let client = world.machine("client-r");
+    let own = SocketAddr::new(client.ipv4().unwrap().into(), port);
+    let stream = client.namespace().run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        socket.bind(&own.into()).unwrap();
+        socket.connect_timeout(&to.into(), Duration::from_secs(5)).unwrap();
+        TcpStream::from(socket)
+    });
+    stream.unwrap()
+}
+
+#[test]
+fn the_agent_takes_no_port_that_a_passed_connection_has() {
+    const PORTS: std::ops::Range<u16> = 40_000..40_016;
+    let World { echoes, mesh } = World::lab();
+    let mesh = mesh.agent_arguments(["--connect-time-balancing", "off"]);
+    let mut world = World { echoes, mesh };
+    world.apply_usual();
+    world.mesh.start().unwrap();
+    let _first = passed(&world);
+    let range = format!("{} {}", PORTS.start, PORTS.end - 1);
+    let node = world.machine("routed").namespace();
+    node.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap()).unwrap();
+
+    // Three of four ports are the client's own, towards the same server.
+    let server = world.address("web-r", V4);
+    let taken: Vec<_> = PORTS.filter(|port| port % 4 != 0).collect();
+    let _straight: Vec<_> = taken
+        .iter()
+        .map(|port| connect_from_port(&world, *port, server))
+        .inspect(|stream| drop(who(stream)))
+        .collect();
+
+    // To the service the agent connects, on the client's behalf.
+    let vip = SocketAddr::new(VIPS[0].parse().unwrap(), SERVICE_PORT);
+    let mut near = 0;
+    while near < 2 {
+        let stream = world.connect("client-r", vip);
+        let own = stream.local_addr().unwrap();
+        near += usize::from(who(&stream).unwrap().pod == "web-r");
+        drop(stream);
+        let line = world.logged("routed", "outbound", own);
+        assert_eq!((&line["attempts"], &line["response_flags"]), (&1.into(), &"-".into()), "{line}");
+    }
 }

@@ -258,7 +258,7 @@ fn without_room_for_another_connection_the_agent_takes_it() {
     let map = Map::HashMap(MapData::from_pin(maps.join("FLOWS")).unwrap());
     let mut flows: HashMap<_, FlowKey, FlowState> = HashMap::try_from(map).unwrap();
     let nobody =
-        FlowState { opened: 1, slot: 0, generation: 0, client: 0, reserved: 0, sides: [Side::default(); 2] };
+        FlowState { opened: 1, slot: 0, generation: 0, client: 0, shortcut: 0, sides: [Side::default(); 2] };
     for number in 0..capacity::FLOWS {
         flows.insert(FlowKey { addresses: [Address::v4(number); 2], ports: [0; 2] }, nobody, 0).unwrap();
     }
@@ -354,4 +354,36 @@ fn the_next_agent_finds_verdicts_and_connections() {
     node.inside(|| second.steering.reset_flow(&id)).unwrap();
     assert_eq!(node.end_of(older, AT_ONCE), ErrorKind::ConnectionReset);
     assert!(node.echo(&mut meanwhile).is_err());
+}
+
+/// IPv4 packets that the node's IP stack forwards while a connection from `a` to `b` carries 20 requests.
+fn forwarded(node: &Node) -> u64 {
+    let count = || {
+        let table = node.inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+        let values = table.lines().filter(|line| line.starts_with("Ip:")).nth(1).unwrap();
+        values.split_whitespace().nth(6).unwrap().parse::<u64>().unwrap()
+    };
+    let before = count();
+    let mut connection = node.call("a", "b", Family::V4).unwrap();
+    for _ in 0..20 {
+        node.echo(&mut connection).unwrap();
+    }
+    count() - before
+}
+
+#[test]
+fn packets_that_pass_go_straight_into_the_pod_unless_somebody_shapes_them() {
+    let node = Node::new(Wiring::Routed);
+    let agent = passing(&node, AttachMode::Auto);
+    // Little more than the handshake.
+    assert!(forwarded(&node) < 10);
+    agent.steering.set_shortcuts(false).unwrap();
+    assert!(forwarded(&node) >= 40);
+    agent.steering.set_shortcuts(true).unwrap();
+    assert!(forwarded(&node) < 10);
+
+    let device = node.pod("b").device.unwrap().name;
+    // The second is what tells the agent to look.
+    node.shell(&format!("tc qdisc add dev {device} root pfifo && ip link set dev {device} txqueuelen 500"));
+    node.until(|| forwarded(&node) >= 40, "a queue is not passed by");
 }

@@ -251,8 +251,9 @@ pub struct FlowState {
     pub generation: u32,
     /// The [`End`] that opened it, as number.
     pub client: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// 1 if its packets are put straight into the other pod, 0 if they go through the node's IP stack. A SYN always does,
+    /// and the answer to it, so that what the node enforces for new connections is.
+    pub shortcut: u32,
     /// What each end has sent, in the order of the key.
     pub sides: [Side; 2],
 }
@@ -285,6 +286,7 @@ impl FlowState {
     }
 
     /// Whether both ends have opened it.
+    #[inline(always)]
     pub const fn is_open(&self) -> bool {
         let [low, high] = &self.sides;
         low.flags.has(SideFlags::OPEN) && high.flags.has(SideFlags::OPEN)

@@ -26,7 +26,7 @@ impl Conversation {
         let syn = Segment { sequence: CLIENT_INITIAL, acknowledgement: 0, payload: 0, flags: SYN };
         let mut sides = [Side::default(); 2];
         sides[client as usize] = Side::opened(&syn, 0, [0; 6]);
-        let flow = FlowState { opened: 1, slot: 0, generation: 1, client: client as u32, reserved: 0, sides };
+        let flow = FlowState { opened: 1, slot: 0, generation: 1, client: client as u32, shortcut: 0, sides };
         Self { flow, client }
     }
 
