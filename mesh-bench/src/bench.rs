@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
+use crate::contenders::Plugin;
 use crate::hold;
 use crate::interrupt::{Interrupted, Interruption};
 use crate::metric::Metric;
@@ -21,6 +22,9 @@ use crate::scenarios::{self, Scenario};
 
 /// The contender that all others are compared with.
 pub(crate) const DIRECT: &str = "direct";
+
+/// Contenders that are not described in files.
+const OWN: [&str; 4] = [DIRECT, "mesh-agent", "mesh-agent-hbone", "mesh-agent-proxied"];
 
 /// What a run may be told.
 #[derive(Debug, Clone, Args)]
@@ -40,11 +44,15 @@ pub(crate) struct Options {
     /// How many rounds all contenders take turns in [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=100))]
     pub(crate) rounds: Option<usize>,
+    /// One more contender, described in a file; may be given several times
+    #[arg(long = "contender", value_name = "FILE")]
+    pub(crate) contenders: Vec<PathBuf>,
 }
 
 /// A run.
 pub(crate) struct Bench {
     options: Options,
+    plugins: Vec<Plugin>,
     outcome: Shared,
     interruption: Interruption,
     progress: Option<Progress>,
@@ -57,9 +65,10 @@ impl Bench {
     ///
     /// When an option names what there is not.
     pub(crate) fn new(options: Options) -> Result<Self> {
-        check_names(&options.only)?;
+        let plugins = plugins(&options.contenders)?;
+        check_names(&options.only, &plugins)?;
         let outcome = Shared::new(options.quick);
-        Ok(Self { options, outcome, interruption: Interruption::default(), progress: None })
+        Ok(Self { options, plugins, outcome, interruption: Interruption::default(), progress: None })
     }
 
     /// Runs every scenario that is wanted, also after one has failed, and reports what they have measured.
@@ -125,6 +134,16 @@ impl Bench {
         name == DIRECT || only.peek().is_none() || only.any(|only| only == name)
     }
 
+    /// Whether somebody has asked for this contender by name.
+    pub(crate) fn names_contender(&self, name: &str) -> bool {
+        self.options.only.iter().any(|only| only == name)
+    }
+
+    /// Contenders that are described in files.
+    pub(crate) fn plugins(&self) -> &[Plugin] {
+        &self.plugins
+    }
+
     /// Whether the run is to be short.
     pub(crate) fn is_quick(&self) -> bool {
         self.options.quick
@@ -171,17 +190,24 @@ impl Bench {
 /// The exit status of a run that was interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
 
-/// The contenders that there are.
-fn contenders() -> Vec<String> {
-    [DIRECT, "mesh-agent", "mesh-agent-hbone", "mesh-agent-proxied", "envoy", "haproxy"]
-        .map(str::to_owned)
-        .into()
+/// The contenders that come with the harness, and those in files.
+fn plugins(files: &[PathBuf]) -> Result<Vec<Plugin>> {
+    let mut plugins = Plugin::built_in()?;
+    for file in files {
+        let plugin = Plugin::load(file)?;
+        let name = plugin.name();
+        if OWN.contains(&name) || plugins.iter().any(|other| other.name() == name) {
+            bail!("--contender {}: there is a contender {name} already: use another name", file.display());
+        }
+        plugins.push(plugin);
+    }
+    Ok(plugins)
 }
 
-fn check_names(only: &[String]) -> Result<()> {
+fn check_names(only: &[String], plugins: &[Plugin]) -> Result<()> {
     let scenarios = scenarios::ALL.map(|scenario| scenario.name);
-    let contenders = contenders();
-    let known = |name: &&String| scenarios.contains(&name.as_str()) || contenders.contains(name);
+    let contenders: Vec<_> = OWN.into_iter().chain(plugins.iter().map(Plugin::name)).collect();
+    let known = |name: &&String| scenarios.contains(&name.as_str()) || contenders.contains(&name.as_str());
     let unknown: Vec<_> = only.iter().filter(|name| !known(name)).map(|name| format!("`{name}`")).collect();
     if unknown.is_empty() {
         return Ok(());

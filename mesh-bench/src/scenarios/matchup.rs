@@ -1,123 +1,138 @@
 //! The same work for several contenders, in turn.
 
-use std::net::SocketAddr;
+mod steps;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_lab::Lab;
 
 use crate::bench::Bench;
-use crate::contenders::Contender;
-use crate::load::Measured;
+use crate::contenders::{AgentSetup, Contender, Drive, Place};
+use crate::load::Outcome;
 use crate::metric::Metric;
 
-/// One measurement: what the client is told to do, and what is noted of it.
-struct Step {
-    work: &'static str,
-    connections: usize,
-    note: fn(&Measured, &mut Vec<(Metric, f64)>),
+use self::steps::{FEW, STEPS, Step};
+
+/// Who is compared, and in what.
+pub(super) struct Matchup<'a> {
+    pub(super) scenario: &'static str,
+    pub(super) place: Place,
+    /// This mesh, the first as it is by default.
+    pub(super) meshes: &'a [AgentSetup],
+    pub(super) steps: Steps,
 }
 
-const STEPS: [Step; 6] = [
-    Step {
-        work: "throughput",
-        connections: 1,
-        note: |measured, noted| {
-            noted.push((Metric::higher("throughput_1", "Gbit/s"), measured.throughput()));
-            noted.push((
-                Metric::lower("cpu_s_per_gb", "s/GB"),
-                measured.cpu_seconds * 1e9 / measured.bytes as f64,
-            ));
-        },
-    },
-    Step {
-        work: "throughput",
-        connections: 4,
-        note: |measured, noted| {
-            noted.push((Metric::higher("throughput_4", "Gbit/s"), measured.throughput()));
-        },
-    },
-    Step {
-        work: "rate",
-        connections: 1,
-        note: |measured, noted| {
-            noted.push((Metric::higher("rate_1", "requests/s"), measured.rate()));
-            noted.push((Metric::lower("p50_us_1", "µs"), measured.p50_us));
-            noted.push((Metric::lower("p99_us_1", "µs"), measured.p99_us));
-        },
-    },
-    Step {
-        work: "rate",
-        connections: 16,
-        note: |measured, noted| {
-            noted.push((Metric::higher("rate_16", "requests/s"), measured.rate()));
-        },
-    },
-    Step {
-        work: "rate",
-        connections: 64,
-        note: |measured, noted| {
-            noted.push((Metric::higher("rate_64", "requests/s"), measured.rate()));
-            noted.push((Metric::lower("p50_us_64", "µs"), measured.p50_us));
-            noted.push((Metric::lower("p99_us_64", "µs"), measured.p99_us));
-            noted.push((
-                Metric::lower("cpu_ms_per_1k", "ms"),
-                measured.cpu_seconds * 1e6 / measured.count as f64,
-            ));
-        },
-    },
-    Step {
-        work: "connects",
-        connections: 16,
-        note: |measured, noted| {
-            noted.push((Metric::higher("connects", "connections/s"), measured.rate()));
-            noted.push((Metric::lower("connect_p99_us", "µs"), measured.p99_us));
-        },
-    },
-];
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Steps {
+    /// Everything.
+    All,
+    /// That in which the kernel's part shows best.
+    Few,
+}
 
-/// Has every contender do everything in every round, in an order that rotates.
-pub(super) fn play(bench: &mut Bench, scenario: &'static str, contenders: &[Contender]) -> Result<()> {
+/// Brings everybody up and has every contender do everything in every round, in an order that rotates. A contender that
+/// fails is out; the others go on, and the scenario has failed at their end.
+pub(super) fn run(bench: &mut Bench, matchup: &Matchup<'_>) -> Result<()> {
+    let mut failures = Vec::new();
+    let mut contenders = start(bench, matchup, &mut failures)?;
     for round in 0..bench.rounds() {
-        for step in &STEPS {
-            for turn in 0..contenders.len() {
-                let Some(contender) = contenders.get((turn + round) % contenders.len()) else { continue };
-                bench.turn(&contender.name, round)?;
-                let measured = drive(bench, contender.lab(), contender.target, step)
-                    .with_context(|| format!("{}: {} {}", contender.name, step.work, step.connections))?;
-                ensure!(
-                    measured.errors == 0 && measured.count + measured.bytes > 0,
-                    "{}: {} of {} failed, first: {}",
-                    contender.name,
-                    measured.errors,
-                    measured.errors + measured.count,
-                    measured.error.unwrap_or_default()
-                );
-                let mut noted = Vec::new();
-                (step.note)(&measured, &mut noted);
-                for (metric, value) in noted {
-                    bench.record(scenario, contender.name.clone(), metric, round, value);
-                }
-            }
+        play(bench, matchup, round, &mut contenders, &mut failures)?;
+    }
+    for contender in &contenders {
+        if let Err(error) = contender.prove() {
+            failures.push(format!("{}: {error:#}", contender.name));
         }
     }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Starts all that are wanted. Variants of a contender are left out of a quick run unless they are asked for by name.
+fn start(bench: &Bench, matchup: &Matchup<'_>, failures: &mut Vec<String>) -> Result<Vec<Contender>> {
+    let Matchup { scenario, place, meshes, .. } = *matchup;
+    let wants = |name: &str, is_variant: bool| {
+        bench.names_contender(name) || (bench.wants_contender(name) && !(is_variant && bench.is_quick()))
+    };
+    let neighbours = meshes.first().map_or(0, |mesh| mesh.neighbours);
+    let mut contenders = vec![Contender::direct(place, neighbours)?];
+    let meshes = meshes.iter().enumerate().filter(|(number, mesh)| wants(mesh.name, *number > 0));
+    let mut started: Vec<_> = meshes.map(|(_, mesh)| mesh.start()).collect();
+    let plugins = bench.plugins().iter().filter(|plugin| plugin.takes_part(scenario));
+    let plugins = plugins.filter(|plugin| wants(plugin.name(), plugin.is_variant()));
+    started.extend(plugins.map(|plugin| plugin.start(scenario, place)));
+    for contender in started {
+        match contender {
+            Ok(contender) => contenders.push(contender),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    Ok(contenders)
+}
+
+fn play(
+    bench: &mut Bench,
+    matchup: &Matchup<'_>,
+    round: usize,
+    contenders: &mut Vec<Contender>,
+    failures: &mut Vec<String>,
+) -> Result<()> {
+    let scenario = matchup.scenario;
+    let wanted = |step: &&Step| matchup.steps == Steps::All || FEW.contains(&step.name);
+    let mut errors: BTreeMap<String, u64> = BTreeMap::new();
+    for step in STEPS.iter().filter(wanted) {
+        let mut out = Vec::new();
+        for turn in 0..contenders.len() {
+            let position = (turn + round) % contenders.len();
+            let Some(contender) = contenders.get_mut(position) else { continue };
+            bench.turn(&contender.name, round)?;
+            let outcome = match measure(bench.is_quick(), contender, step) {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    // Whoever has interrupted the run has ended the client too.
+                    bench.turn(&contender.name, round)?;
+                    failures.push(format!("{}: {error:#}", contender.name));
+                    out.push(position);
+                    continue;
+                }
+            };
+            for (metric, value) in (step.note)(&outcome) {
+                bench.record(scenario, contender.name.clone(), metric, round, value);
+            }
+            if !step.past_cliff {
+                *errors.entry(contender.name.clone()).or_default() += outcome.failed();
+            }
+        }
+        out.sort_unstable();
+        for position in out.into_iter().rev() {
+            contenders.remove(position);
+        }
+    }
+    let metric = Metric::lower("errors", "errors");
     for contender in contenders {
-        contender.check().with_context(|| format!("{}: the work went another way", contender.name))?;
+        let failed = errors.get(&contender.name).copied().unwrap_or_default();
+        bench.record(scenario, contender.name.clone(), metric, round, failed as f64);
     }
     Ok(())
 }
 
-fn drive(bench: &Bench, lab: &Lab, target: SocketAddr, step: &Step) -> Result<Measured> {
-    let own = std::env::current_exe().context("the path of this program")?;
-    let (warm_up, milliseconds) = if bench.is_quick() { (100, 400) } else { (300, 1500) };
-    let output = lab
-        .pod("client")?
-        .program(own)?
-        .args(["drive", "--to", &target.to_string(), "--work", step.work])
-        .args(["--connections", &step.connections.to_string()])
-        .args(["--milliseconds", &milliseconds.to_string(), "--warm-up", &warm_up.to_string()])
-        .timeout(Duration::from_secs(60))
-        .output()?;
-    ensure!(output.status.success(), "the client failed: {}", output.stderr);
-    serde_json::from_str(&output.stdout).with_context(|| format!("the client said {:?}", output.stdout))
+fn measure(quick: bool, contender: &mut Contender, step: &Step) -> Result<Outcome> {
+    let Step { name, work, connections, past_cliff, .. } = *step;
+    // Who has too few ports has used them all when the warm-up is over.
+    let [warm_up, window] = match (quick, past_cliff) {
+        (true, false) => [80, 240],
+        (true, true) => [240, 240],
+        (false, false) => [300, 2000],
+        (false, true) => [600, 2000],
+    }
+    .map(Duration::from_millis);
+    let outcome = contender.drive(Drive { work, connections, past_cliff, warm_up, window }).context(name)?;
+    tracing::info!(contender = contender.name, measurement = name, ?outcome);
+    ensure!(
+        past_cliff || (outcome.completed > 0 && outcome.seconds > 0.0),
+        "{name}: nothing was done; errors: {:?}",
+        outcome.errors
+    );
+    Ok(outcome)
 }

@@ -2,24 +2,22 @@
 
 use anyhow::Result;
 
-use super::matchup::play;
+use super::matchup::{self, Matchup, Steps};
 use crate::bench::Bench;
-use crate::contenders::{AgentSetup, Contender, Place, proxied};
+use crate::contenders::{AgentSetup, Place, Way};
 
-/// Connections are authorized by the agent, and pass and are counted in the kernel.
+/// Connections are authorized by the agent, and pass and are counted in the kernel; or all go through the agent.
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
-    let kernel = AgentSetup {
-        name: "mesh-agent",
-        place: Place::SameNode,
-        certificates: true,
-        arguments: &[],
-        check: proxied,
+    let place = Place::SameNode;
+    let kernel = AgentSetup { name: "mesh-agent", place, way: Way::Kernel, neighbours: 0, arguments: &[] };
+    let proxied = AgentSetup {
+        name: "mesh-agent-proxied",
+        way: Way::Relay,
+        arguments: &["--in-kernel-passage", "off"],
+        ..kernel
     };
-    let proxied =
-        AgentSetup { name: "mesh-agent-proxied", arguments: &["--in-kernel-passage", "off"], ..kernel };
-    let mut contenders = vec![Contender::direct(Place::SameNode)?];
-    for mesh in [kernel, proxied].iter().filter(|mesh| bench.wants_contender(mesh.name)) {
-        contenders.push(mesh.start()?);
-    }
-    play(bench, "same-node-l4", &contenders)
+    matchup::run(
+        bench,
+        &Matchup { scenario: "same-node-l4", place, meshes: &[kernel, proxied], steps: Steps::All },
+    )
 }

@@ -2,39 +2,31 @@
 
 use anyhow::Result;
 
-use super::matchup::play;
+use super::matchup::{self, Matchup, Steps};
 use crate::bench::Bench;
-use crate::contenders::{AgentSetup, Contender, Place, proxied};
+use crate::contenders::{AgentSetup, Place, Way};
+
+const PLACE: Place = Place::OtherNode;
 
 /// Between the nodes everything is plain text.
 pub(super) fn plain(bench: &mut Bench) -> Result<()> {
-    let mesh = AgentSetup {
-        name: "mesh-agent",
-        place: Place::OtherNode,
-        certificates: false,
-        arguments: &[],
-        check: proxied,
-    };
-    run(bench, "two-nodes-plain", &[mesh])
+    let mesh = agent(Way::Plain);
+    matchup::run(
+        bench,
+        &Matchup { scenario: "two-nodes-plain", place: PLACE, meshes: &[mesh], steps: Steps::All },
+    )
 }
 
-/// Between the nodes there is mutual TLS.
+/// Between the nodes there is mutual TLS. With HBONE too, which the agents speak with everybody else.
 pub(super) fn mtls(bench: &mut Bench) -> Result<()> {
-    let mesh = AgentSetup {
-        name: "mesh-agent",
-        place: Place::OtherNode,
-        certificates: true,
-        arguments: &[],
-        check: proxied,
-    };
+    let mesh = agent(Way::Tunnel);
     let hbone = AgentSetup { name: "mesh-agent-hbone", arguments: &["--tunnel-protocol", "hbone"], ..mesh };
-    run(bench, "two-nodes-mtls", &[mesh, hbone])
+    matchup::run(
+        bench,
+        &Matchup { scenario: "two-nodes-mtls", place: PLACE, meshes: &[mesh, hbone], steps: Steps::All },
+    )
 }
 
-fn run(bench: &mut Bench, scenario: &'static str, meshes: &[AgentSetup]) -> Result<()> {
-    let mut contenders = vec![Contender::direct(Place::OtherNode)?];
-    for mesh in meshes.iter().filter(|mesh| bench.wants_contender(mesh.name)) {
-        contenders.push(mesh.start()?);
-    }
-    play(bench, scenario, &contenders)
+fn agent(way: Way) -> AgentSetup {
+    AgentSetup { name: "mesh-agent", place: PLACE, way, neighbours: 0, arguments: &[] }
 }
