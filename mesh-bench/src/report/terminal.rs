@@ -19,9 +19,11 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Writes to standard output; `anstream` takes colours out where nobody wants them.
 pub(super) fn print(report: &Report, comparison: Option<&Comparison>) {
-    println!(
-        "{DIM}Medians, their ratios to direct, and (from the least to the greatest) of all rounds.{DIM:#}"
-    );
+    if !report.rows.is_empty() {
+        println!(
+            "{DIM}Medians, their ratios to direct, and (from the least to the greatest) of all rounds.{DIM:#}"
+        );
+    }
     for scenario in report.scenarios() {
         println!("\n{TITLE}{scenario}{TITLE:#}");
         println!("{}", figures(report, scenario).trim_fmt());
@@ -68,20 +70,21 @@ fn figures(report: &Report, scenario: &str) -> Table {
     table
 }
 
+/// One round has no spread.
 fn figures_of(row: &Row) -> String {
-    let values = row.values();
-    let ratio = row.compared().map(|ratios| {
-        let spread = figure::range(ratios.min, ratios.max, figure::ratio);
-        format!("{} {} ({spread})", figure::value(values.median), figure::ratio(ratios.median))
-    });
-    ratio.unwrap_or_else(|| {
-        let spread = figure::range(values.min, values.max, figure::value);
-        if row.rounds > 1 {
-            format!("{} ({spread})", figure::value(values.median))
-        } else {
-            figure::value(values.median)
-        }
-    })
+    let (ratios, values) = (row.compared(), row.values());
+    let mut text = figure::value(values.median);
+    if let Some(ratios) = ratios {
+        text = format!("{text} {}", figure::ratio(ratios.median));
+    }
+    if row.rounds > 1 {
+        let spread = match ratios {
+            Some(ratios) => figure::range(ratios.min, ratios.max, figure::ratio),
+            None => figure::range(values.min, values.max, figure::value),
+        };
+        text = format!("{text} ({spread})");
+    }
+    text
 }
 
 /// Which of several contenders did best; `direct` is none.
