@@ -85,8 +85,8 @@ struct Accepted {
 
 /// What is spoken in it.
 enum Protocol {
-    Hbone(Connection<TlsStream<Stream>, Chunk>),
-    Trunk(Engine),
+    Hbone(Box<Connection<TlsStream<Stream>, Chunk>>),
+    Trunk(Box<Engine>),
 }
 
 impl Protocol {
@@ -228,10 +228,16 @@ impl TunnelServer {
             let peer = Arc::new(peer_identity(Some(&chain))?);
             let state = TunnelState::of(Arc::clone(&peer));
             let protocol = if session.alpn_protocol() == Some(TRUNK) {
-                Protocol::Trunk(Engine::serve(tls, Rc::clone(&state), &self.settings, &self.buffers))
+                Protocol::Trunk(Box::new(Engine::serve(
+                    tls,
+                    Rc::clone(&state),
+                    &self.settings,
+                    &self.buffers,
+                )))
             } else {
                 let opened = server_builder(&self.settings).handshake(tls).await;
-                Protocol::Hbone(opened.map_err(|error| ServerError::Broken(state.broken(error)))?)
+                let opened = opened.map_err(|error| ServerError::Broken(state.broken(error)));
+                Protocol::Hbone(Box::new(opened?))
             };
             Ok(Accepted { protocol, chain, peer, state })
         };

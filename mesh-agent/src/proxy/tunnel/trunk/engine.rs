@@ -26,7 +26,7 @@ const QUOTA: usize = 1 << 20;
 const BATCH: usize = 256 << 10;
 
 /// Bytes that are read at once, and bytes that are opened before they are delivered: one record more.
-const READ: usize = 128 << 10;
+const READ: usize = 256 << 10;
 const OPENED: usize = READ + (32 << 10);
 
 /// The largest record's payload (RFC 8446, 5.1).

@@ -12,7 +12,7 @@ use crate::proxy::socket::try_read;
 
 /// Streams wait for room once this many bytes have not been sealed. Control frames never wait; each of them answers
 /// something that is bounded itself.
-const LIMIT: usize = 256 << 10;
+const LIMIT: usize = 512 << 10;
 
 /// Frames in the order in which they leave.
 pub(super) struct Outgoing {

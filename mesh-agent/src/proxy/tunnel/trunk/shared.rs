@@ -25,8 +25,10 @@ pub(in super::super) struct Shared {
     /// Set while the driver is told already.
     scheduled: Cell<bool>,
     pub(super) tunnel: Rc<TunnelState>,
-    /// What we let a stream's sender have on the way.
+    /// What we let a stream's sender have on the way at first.
     pub(super) window: u32,
+    /// Bytes by which the windows of fast streams may still grow, of all streams together.
+    growth: Cell<u32>,
     /// The peer's HELLO, once it came: its window, and how many streams it takes.
     pub(super) peer: Cell<Option<(u32, u32)>>,
     /// Streams that we take at a time.
@@ -43,6 +45,10 @@ pub(in super::super) struct Shared {
     pong: Cell<u64>,
     ponged: Notify,
 }
+
+/// Bytes by which the windows of a trunk's fast streams may grow, together: 4 MiB on their way are 32 Gbit/s at a
+/// millisecond's round trip, and more than a few streams of a trunk are never that fast at a time.
+const GROWTH: u32 = 16 << 20;
 
 /// Why a trunk broke.
 #[derive(Debug, Clone)]
@@ -87,6 +93,7 @@ impl Shared {
             scheduled: Cell::new(false),
             tunnel,
             window,
+            growth: Cell::new(GROWTH),
             peer: Cell::new(None),
             streams_allowed: usize::try_from(streams).unwrap_or(usize::MAX),
             opened: Cell::new(0),
@@ -152,6 +159,17 @@ impl Shared {
 
     fn all(&self) -> Vec<Rc<StreamState>> {
         self.streams.borrow().values().cloned().collect()
+    }
+
+    /// Lends a fast stream up to `wanted` bytes more of window, as far as there are any left.
+    pub(super) fn lend_growth(&self, wanted: u32) -> u32 {
+        let lent = wanted.min(self.growth.get());
+        self.growth.set(self.growth.get() - lent);
+        lent
+    }
+
+    pub(super) fn return_growth(&self, lent: u32) {
+        self.growth.set(self.growth.get() + lent);
     }
 
     /// Has a stream told when there is room.

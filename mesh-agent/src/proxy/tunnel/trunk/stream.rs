@@ -42,6 +42,8 @@ pub(super) struct StreamState {
     taken: Cell<u32>,
     /// Bytes in `queue`, and not credited: never more than the window.
     received: Cell<u32>,
+    /// What the sender may have on the way: grows while the sink takes everything at once.
+    window: Cell<u32>,
     answer: RefCell<Option<Answer>>,
     /// Where bytes go at once, while the connection is relayed.
     sink: RefCell<Option<Sink>>,
@@ -76,6 +78,9 @@ struct Queue {
 
 /// Pieces given to the kernel in one write.
 const SLICES: usize = 16;
+
+/// The largest window of a stream whose bytes are taken as fast as they come.
+const LARGEST_WINDOW: u32 = 4 << 20;
 
 /// Pieces below this size are joined with what comes after them.
 const PIECE: usize = 16 << 10;
@@ -125,6 +130,7 @@ impl Queue {
 
 impl StreamState {
     pub(super) fn new(id: u32, trunk: Rc<Shared>, guard: Guard, credit: u32) -> Self {
+        let window = trunk.window;
         Self {
             id,
             trunk,
@@ -134,6 +140,7 @@ impl StreamState {
             credit: Cell::new(credit),
             taken: Cell::new(0),
             received: Cell::new(0),
+            window: Cell::new(window),
             answer: RefCell::default(),
             sink: RefCell::default(),
             queue: RefCell::default(),
@@ -172,7 +179,7 @@ impl StreamState {
     pub(super) fn deliver(&self, bytes: &[u8]) -> Result<(), ProtocolError> {
         let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let received = self.received.get().saturating_add(count);
-        if received > self.trunk.window || self.ended.get() {
+        if received > self.window.get() || self.ended.get() {
             return Err(ProtocolError::Window(self.id));
         }
         self.received.set(received);
@@ -185,7 +192,7 @@ impl StreamState {
                     Ok(0) => break,
                     Ok(written) => {
                         sink.count(written);
-                        self.credit_back(written);
+                        self.credit_back(written, true);
                         rest = rest.get(written..).unwrap_or_default();
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -207,17 +214,23 @@ impl StreamState {
     }
 
     /// Bytes were taken: the sender gets credit for them, a good part of the window at a time.
-    fn credit_back(&self, count: usize) {
+    fn credit_back(&self, count: usize, keeps_up: bool) {
         let taken = self.taken.get().saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        if taken < self.trunk.window / 2 {
+        let window = self.window.get();
+        if taken < window / 2 {
             self.taken.set(taken);
             return;
         }
         self.taken.set(0);
         self.received.set(self.received.get().saturating_sub(taken));
-        if !self.ended.get() {
-            self.trunk.push(Kind::Credit, self.id, &taken.to_be_bytes());
+        if self.ended.get() {
+            return;
         }
+        // Half a window came and was taken at once: the sender is as fast as the window lets it be, or slower.
+        let wanted = if keeps_up { window.min(LARGEST_WINDOW.saturating_sub(window)) } else { 0 };
+        let grown = self.trunk.lend_growth(wanted);
+        self.window.set(window + grown);
+        self.trunk.push(Kind::Credit, self.id, &(taken + grown).to_be_bytes());
     }
 
     pub(super) fn answer(&self, answer: Answer) {
@@ -347,7 +360,7 @@ impl TrunkStream {
                     if let Some(sink) = &*state.sink.borrow() {
                         sink.count(written);
                     }
-                    state.credit_back(written);
+                    state.credit_back(written, false);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match tcp.poll_write_ready(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -403,6 +416,7 @@ impl Drop for TrunkStream {
         if !over && state.trunk.broken().is_none() {
             self.push(Kind::Reset, &[]);
         }
+        state.trunk.return_growth(state.window.replace(state.trunk.window) - state.trunk.window);
         state.trunk.remove(state.id);
         state.waker.replace(None);
     }

@@ -6,9 +6,12 @@ fn frame(kind: Kind, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&header(kind, stream, payload.len())[..], payload].concat()
 }
 
+/// A stream, and a control frame of it or bytes.
+type Seen = (u32, Option<Frame>, Vec<u8>);
+
 /// What a parser makes of bytes that come in pieces.
-fn parse(bytes: &[u8], pieces: &[usize]) -> Result<Vec<(u32, Option<Frame>, Vec<u8>)>, ProtocolError> {
-    let (mut parser, mut seen) = (Parser::default(), Vec::new());
+fn parse(bytes: &[u8], pieces: &[usize]) -> Result<Vec<Seen>, ProtocolError> {
+    let (mut parser, mut seen) = (Parser::default(), Vec::<Seen>::new());
     let mut rest = bytes;
     let mut pieces = pieces.iter().copied().filter(|size| *size > 0).cycle();
     while !rest.is_empty() {
