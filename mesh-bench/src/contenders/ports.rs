@@ -19,9 +19,9 @@ const REUSE_DELAY: &str = "tcp_tw_reuse_delay";
 
 const DEFAULT_RANGE: [&str; 2] = ["32768", "60999"];
 const WIDE: &str = "1024 65535";
-/// 500 ports: with [`CLIENT_DELAY`], the client itself is good for 50,000 connections a second.
+/// 500 ports: with [`SHORT_DELAY`], the client itself is good for 50,000 connections a second.
 const NARROW: &str = "32768 33267";
-const CLIENT_DELAY: &str = "10";
+const SHORT_DELAY: &str = "10";
 
 /// The ports of a lab.
 pub(super) struct Ports {
@@ -35,6 +35,7 @@ struct Node {
     /// As the contender has left them.
     range: String,
     reuse: String,
+    reuse_delay: Option<String>,
 }
 
 impl Ports {
@@ -47,7 +48,8 @@ impl Ports {
             let range = read(node, RANGE)?;
             let is_default = range.split_whitespace().eq(DEFAULT_RANGE);
             let range = if is_default { NARROW.to_owned() } else { range };
-            Ok(Node { name, range, reuse: read(node, REUSE)? })
+            let reuse_delay = has_delay(node)?.then(|| read(node, REUSE_DELAY)).transpose()?;
+            Ok(Node { name, range, reuse: read(node, REUSE)?, reuse_delay })
         });
         Ok(Self { nodes: nodes.collect::<Result<_>>()?, narrow: None })
     }
@@ -61,7 +63,7 @@ impl Ports {
         for machine in nodes.chain([lab.pod(CLIENT.0)]) {
             let machine = machine?;
             write(machine, RANGE, WIDE)?;
-            write(machine, REUSE, "1")?;
+            reuse_at_once(machine)?;
         }
         self.narrow = Some(false);
         Ok(())
@@ -72,21 +74,31 @@ impl Ports {
         if self.narrow == Some(true) {
             return Ok(());
         }
-        for Node { name, range, reuse } in &self.nodes {
+        for Node { name, range, reuse, reuse_delay } in &self.nodes {
             let node = lab.node(name)?;
             write(node, RANGE, range)?;
             write(node, REUSE, reuse)?;
+            if let Some(delay) = reuse_delay {
+                write(node, REUSE_DELAY, delay)?;
+            }
         }
         let client = lab.pod(CLIENT.0)?;
         write(client, RANGE, NARROW)?;
-        write(client, REUSE, "1")?;
-        // Without it, the client uses a port again after a second: the figures are lower, for everybody.
-        if client.namespace().run(|| std::fs::exists(path(REUSE_DELAY)))?? {
-            write(client, REUSE_DELAY, CLIENT_DELAY)?;
-        }
+        reuse_at_once(client)?;
         self.narrow = Some(true);
         Ok(())
     }
+}
+
+/// Has a machine use ports in TIME_WAIT again. Where the kernel does so after a second at the earliest, figures are lower, for
+/// everybody.
+fn reuse_at_once(machine: &Machine) -> Result<()> {
+    write(machine, REUSE, "1")?;
+    if has_delay(machine)? { write(machine, REUSE_DELAY, SHORT_DELAY) } else { Ok(()) }
+}
+
+fn has_delay(machine: &Machine) -> Result<bool> {
+    Ok(machine.namespace().run(|| std::fs::exists(path(REUSE_DELAY)))??)
 }
 
 /// Below /proc/sys/net is what the calling thread's network namespace has.
