@@ -12,6 +12,7 @@
 mod double;
 mod envoy;
 mod flow;
+mod misbehaving;
 mod opening;
 mod pooling;
 mod trusting;

@@ -1,7 +1,7 @@
 //! What the mesh has set out to reach, and whether it does.
 //!
-//! Ratios are to `direct` in the same run on two cores. The figures of peers were measured on such a machine too, with
-//! ztunnel 1.30 and a pair of Envoys that speak HBONE; peers that take part in a run have their own figures in it.
+//! Ratios are to `direct` in the same run on two cores. The figures of peers are what was known when the targets were set, of
+//! ztunnel and of a pair of Envoys that speak HBONE; peers that take part in a run have their own figures in it.
 
 use super::Report;
 use super::figure;
