@@ -32,6 +32,7 @@ use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
 use crate::identity::{self, IdentityManager, SystemClock};
+use crate::memory;
 use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
@@ -227,6 +228,7 @@ async fn serve_pods(
     tasks.close();
 
     // From here on connections are taken.
+    let all_of_it = Arc::clone(&snapshot);
     tokio::select! {
         result = everything_is_there(config_ready, named, statuses) => {
             result?;
@@ -242,6 +244,7 @@ async fn serve_pods(
             steering.set_listeners(&core_listeners(proxy.listeners(), workers))?;
             listening.store(proxy.listeners().len(), Ordering::Relaxed);
             info!(elapsed = ?started.elapsed(), "ready");
+            tasks.spawn(stop.clone().run_until_cancelled_owned(async move { memory::keep_small(&all_of_it).await }));
             signals.stop().await;
         }
         () = signals.stop() => {}

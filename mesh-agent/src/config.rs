@@ -6,16 +6,19 @@
 pub mod cache;
 pub mod client;
 mod convert;
+mod intern;
 mod load;
 mod model;
 mod snapshot;
 mod store;
+mod table;
 
 pub use convert::InvalidResource;
-pub use load::{ActiveConnection, EndpointLoad};
+pub use load::{ActiveConnection, EndpointLoad, SharedLoad};
 pub use model::{
     BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, MutualTls, MutualTlsMode,
-    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
+    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, Template, TunnelProtocol,
+    Workload,
 };
-pub use snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot, Tier};
+pub use snapshot::{Endpoint, Endpoints, LocalNode, ServiceEntry, Snapshot, Tier};
 pub use store::{Change, SharedSnapshot, Store};

@@ -28,6 +28,7 @@ mod handler;
 mod session;
 mod status;
 mod types;
+mod version;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,7 @@ use tokio::time::{Instant, sleep};
 pub use self::config::{ClientConfig, ConfigError, Subscription};
 pub use self::handler::{Handler, Rejection, Update};
 pub use self::status::{Failure, Status, TypeStatus};
+pub use self::version::{Version, Versions};
 
 use self::session::Session;
 use self::types::{Names, Types};

@@ -94,7 +94,7 @@ fn peer(mesh: &Snapshot, address: SocketAddr) -> PeerInfo {
         // Port 0 stands for any.
         address: if address.port() == 0 { address.ip().to_string() } else { address.to_string() },
         namespace: workload.map(|workload| workload.namespace.to_string()),
-        name: workload.map(|workload| workload.name.to_string()),
+        name: workload.map(|workload| workload.name().to_owned()),
         identity: workload.map(|workload| workload.identity().to_string()),
         principal: None,
         node: workload.map(|workload| workload.node.to_string()),

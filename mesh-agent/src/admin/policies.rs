@@ -34,7 +34,7 @@ fn is_named(pod: &LocalPod, name: Option<&str>) -> bool {
 fn of_pod(mesh: &Snapshot, workload: &Workload) -> PodPolicies {
     PodPolicies {
         namespace: workload.namespace.to_string(),
-        name: workload.name.to_string(),
+        name: workload.name().to_owned(),
         mutual_tls: mutual_tls(&workload.mutual_tls),
         policies: mesh.policies().listing(workload).iter().map(describe).collect(),
     }

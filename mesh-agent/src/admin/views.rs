@@ -175,14 +175,14 @@ fn text<T: ToString>(values: impl IntoIterator<Item = T>) -> Vec<String> {
 }
 
 fn workload_info(mesh: &Snapshot, workload: &Workload) -> WorkloadInfo {
-    let load = mesh.load(&workload.uid);
+    let load = workload.load.get();
     WorkloadInfo {
         uid: workload.uid.to_string(),
         namespace: workload.namespace.to_string(),
-        name: workload.name.to_string(),
+        name: workload.name().to_owned(),
         workload: workload.workload_name.to_string(),
         identity: workload.identity().to_string(),
-        addresses: text(&workload.addresses),
+        addresses: text(workload.addresses.iter()),
         node: workload.node.to_string(),
         local: workload.node == mesh.node().name,
         host_network: workload.host_network,
@@ -195,9 +195,9 @@ fn workload_info(mesh: &Snapshot, workload: &Workload) -> WorkloadInfo {
         weight: workload.weight,
         locality: locality(&workload.locality),
         services: workload.services.iter().map(|(id, _)| id.to_string()).collect(),
-        active: load.map_or(0, |load| load.active()),
-        failures: load.map_or(0, |load| load.failures()),
-        ejected: load.is_some_and(|load| load.is_ejected(Instant::now())),
+        active: load.active(),
+        failures: load.failures(),
+        ejected: load.is_ejected(Instant::now()),
     }
 }
 
@@ -214,14 +214,14 @@ fn service_info(entry: &ServiceEntry) -> ServiceInfo {
             |endpoints: &&crate::config::Tier| endpoints.iter().any(|known| *known.workload.uid == *uid);
         entry.tiers.iter().position(|tier| holds(&tier))
     };
-    let endpoints = entry.endpoints.values().map(|endpoint| EndpointInfo {
+    let endpoints = entry.endpoints.iter().map(|endpoint| EndpointInfo {
         workload: endpoint.workload.uid.to_string(),
         node: endpoint.workload.node.to_string(),
-        addresses: text(&endpoint.workload.addresses),
+        addresses: text(endpoint.workload.addresses.iter()),
         healthy: endpoint.workload.healthy,
         tier: tier_of(&endpoint.workload.uid),
-        active: endpoint.load.active(),
-        ejected: endpoint.load.is_ejected(now),
+        active: endpoint.load().active(),
+        ejected: endpoint.load().is_ejected(now),
     });
     ServiceInfo {
         namespace: service.id.namespace.to_string(),
@@ -294,7 +294,7 @@ fn peer_info(peer: &Peer) -> PeerInfo {
     PeerInfo {
         address: peer.address.to_string(),
         namespace: workload.map(|workload| workload.namespace.to_string()),
-        name: workload.map(|workload| workload.name.to_string()),
+        name: workload.map(|workload| workload.name().to_owned()),
         identity: workload.map(|workload| workload.identity().to_string()),
         principal: peer.identity.as_ref().map(ToString::to_string),
         node: workload.map(|workload| workload.node.to_string()),

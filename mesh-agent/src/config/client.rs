@@ -6,12 +6,13 @@
 //! server. Until then the last good configuration stays. A server that never answers for policies (because it does not
 //! know the type) leaves an agent without one not ready, and the agent says why.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_xds::client::{
     Client, ClientConfig, ClientHandle, ConfigError, Handler, Rejection, Status, Subscription, Update,
+    Version, Versions,
 };
 use mesh_xds::proto::discovery::{Node, Resource};
 use mesh_xds::proto::security::Authorization;
@@ -59,8 +60,8 @@ pub struct ConfigState {
 /// Versions of the resources at hand, by type. Named without a version, a resource comes anew.
 #[derive(Debug, Clone, Default)]
 struct Held {
-    addresses: HashMap<String, String>,
-    policies: HashMap<String, String>,
+    addresses: Versions,
+    policies: Versions,
 }
 
 /// Where the snapshot came from.
@@ -182,12 +183,12 @@ impl ConfigClient {
             self.store = store;
             // Named without versions, everything comes anew, and what is gone is told.
             let known = self.store.next();
-            let workloads = known.workloads().map(|workload| workload.uid.to_string());
-            let services = known.services().map(|entry| entry.service.id.to_string());
-            let policies = known.policies().iter().map(|policy| policy.name.to_string());
+            let workloads = known.workloads().map(|workload| Arc::clone(&workload.uid));
+            let services = known.services().map(|entry| entry.service.id.to_string().into());
+            let policies = known.policies().iter().map(|policy| Arc::clone(&policy.name));
             self.held = Held {
-                addresses: workloads.chain(services).map(|name| (name, String::new())).collect(),
-                policies: policies.map(|name| (name, String::new())).collect(),
+                addresses: workloads.chain(services).map(|name| (name, Version::default())).collect(),
+                policies: policies.map(|name| (name, Version::default())).collect(),
             };
         }
     }
@@ -238,13 +239,14 @@ fn restore(cache: &Cache, store: &mut Store) -> Result<(Held, bool), String> {
         let versions = if is_policy { &mut held.policies } else { &mut held.addresses };
         match read(&resource, store) {
             Ok(change) => {
+                let name = shared_name(&change).unwrap_or_else(|| resource.name.as_str().into());
                 changes.push(change);
-                versions.insert(resource.name, resource.version);
+                versions.insert(name, Version::from(resource.version));
             }
             // Kept because it denies; named without a version, it is sent again or told to be gone.
             Err(reason) if is_policy => {
                 changes.push(unusable(&resource.name, resource.resource.as_ref(), &reason, store));
-                versions.insert(resource.name, String::new());
+                versions.insert(resource.name.into(), Version::default());
             }
             // Written by an agent that understood it; one that does not is asked for again.
             Err(reason) => {
@@ -267,17 +269,26 @@ fn restore(cache: &Cache, store: &mut Store) -> Result<(Held, bool), String> {
 fn read(resource: &Resource, store: &mut Store) -> Result<Change, String> {
     let body = resource.resource.as_ref().ok_or("it is empty")?;
     if body.type_url == Authorization::type_url() {
-        let policy =
-            policy::read(&resource.name, body, store.strings()).map_err(|error| error.to_string())?;
+        let policy = policy::read(&resource.name, body, &mut store.pools().strings)
+            .map_err(|error| error.to_string())?;
         return Ok(Change::Policy(Arc::new(policy)));
     }
     let address = body.unpack::<Address>().map_err(|error| error.to_string())?;
-    convert::change(&resource.name, address).map_err(|error| error.to_string())
+    convert::change(&resource.name, address, store.pools()).map_err(|error| error.to_string())
+}
+
+/// The name of a resource as the store has it, so that it is there once.
+fn shared_name(change: &Change) -> Option<Arc<str>> {
+    match change {
+        Change::Workload(workload) => Some(Arc::clone(&workload.uid)),
+        Change::Policy(policy) => Some(Arc::clone(&policy.name)),
+        _ => None,
+    }
 }
 
 /// What is held in the place of a policy that cannot be read.
 fn unusable(name: &str, body: Option<&Any>, reason: &str, store: &mut Store) -> Change {
-    Change::Policy(Arc::new(policy::unusable(name, body, reason, store.strings())))
+    Change::Policy(Arc::new(policy::unusable(name, body, reason, &mut store.pools().strings)))
 }
 
 /// Who the agent is, as Istio's agents say it.
@@ -343,6 +354,12 @@ impl Handler for ConfigHandler {
         self.answers = Answers::default();
         self.writer.hold();
         self.state.send_if_modified(|state| state.awaited.take().is_some());
+    }
+
+    fn shared_name(&self, name: &str) -> Option<Arc<str>> {
+        let known = self.store.as_ref()?.next();
+        let workload = known.workload(name).map(|workload| Arc::clone(&workload.uid));
+        workload.or_else(|| known.policies().policy(name).map(|policy| Arc::clone(&policy.name)))
     }
 
     fn apply(&mut self, update: &Update) -> Vec<Rejection> {

@@ -9,12 +9,16 @@ use ipnet::IpNet;
 use mesh_xds::HBONE_PORT;
 use mesh_xds::proto::{UnpackError, mesh, workload as wire};
 
+use super::intern::Pools;
+use super::load::SharedLoad;
 use super::model::{
     BalanceMode, Gateway, GatewayAddress, HealthPolicy, LoadBalancing, Locality, MutualTls, MutualTlsMode,
-    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, TunnelProtocol, Workload,
+    NetworkAddress, PortMapping, RoutingScope, Service, ServiceName, ServicePort, Template, TunnelProtocol,
+    Workload,
 };
 use super::store::Change;
 use crate::pods::{CidrSelection, FailureMode, PortSelection, Redirection};
+use crate::policy::Strings;
 
 #[cfg(test)]
 mod tests;
@@ -89,24 +93,28 @@ pub enum InvalidResource {
 ///
 /// # Errors
 /// Says which field cannot be used and why.
-pub(super) fn change(name: &str, address: wire::Address) -> Result<Change, InvalidResource> {
+pub(super) fn change(
+    name: &str,
+    address: wire::Address,
+    pools: &mut Pools,
+) -> Result<Change, InvalidResource> {
     let (holds, change) = match address.r#type.ok_or(InvalidResource::Empty)? {
         wire::address::Type::Workload(message) => {
-            let workload = workload(message)?;
-            (workload.uid.to_string(), Change::Workload(Arc::new(workload)))
+            let workload = workload(message, pools)?;
+            (Arc::clone(&workload.uid), Change::Workload(Arc::new(workload)))
         }
         wire::address::Type::Service(message) => {
-            let service = service(message)?;
-            (service.id.to_string(), Change::Service(Arc::new(service)))
+            let service = service(message, &mut pools.strings)?;
+            (service.id.to_string().into(), Change::Service(Arc::new(service)))
         }
     };
-    if holds != name {
-        return Err(InvalidResource::WrongName { name: name.to_owned(), holds });
+    if *holds != *name {
+        return Err(InvalidResource::WrongName { name: name.to_owned(), holds: holds.to_string() });
     }
     Ok(change)
 }
 
-fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
+fn workload(message: wire::Workload, pools: &mut Pools) -> Result<Workload, InvalidResource> {
     if message.uid.is_empty() {
         return Err(InvalidResource::Missing { field: "uid" });
     }
@@ -127,44 +135,56 @@ fn workload(message: wire::Workload) -> Result<Workload, InvalidResource> {
     };
     let host_network =
         known::<wire::NetworkMode>("network_mode", message.network_mode)? == wire::NetworkMode::HostNetwork;
+    let Pools { strings, templates, localities } = pools;
     let mut services = Vec::with_capacity(message.services.len());
     for (name, ports) in message.services {
         let id = ServiceName::parse(&name).ok_or(InvalidResource::ServiceName { name })?;
+        let id =
+            ServiceName { namespace: strings.share(&id.namespace), hostname: strings.share(&id.hostname) };
         services.push((id, ports.ports.iter().map(port_mapping).collect::<Result<_, InvalidResource>>()?));
     }
-    Ok(Workload {
-        uid: message.uid.into(),
-        name: message.name.into(),
-        namespace: message.namespace.into(),
-        service_account: or_default(message.service_account, DEFAULT_SERVICE_ACCOUNT),
-        trust_domain: or_default(message.trust_domain, DEFAULT_TRUST_DOMAIN),
-        addresses: message
-            .addresses
-            .iter()
-            .map(|bytes| ip("addresses", bytes))
-            .collect::<Result<_, InvalidResource>>()?,
-        hostname: message.hostname.into(),
-        network: message.network.into(),
-        cluster: message.cluster_id.into(),
-        node: message.node.into(),
+    let template = Template {
+        namespace: strings.share(&message.namespace),
+        service_account: strings.share(or_default(&message.service_account, DEFAULT_SERVICE_ACCOUNT)),
+        trust_domain: strings.share(or_default(&message.trust_domain, DEFAULT_TRUST_DOMAIN)),
+        hostname: strings.share(&message.hostname),
+        network: strings.share(&message.network),
+        cluster: strings.share(&message.cluster_id),
         host_network,
-        canonical_name: message.canonical_name.into(),
-        canonical_revision: message.canonical_revision.into(),
-        workload_name: message.workload_name.into(),
+        canonical_name: strings.share(&message.canonical_name),
+        canonical_revision: strings.share(&message.canonical_revision),
+        workload_name: strings.share(&message.workload_name),
         tunnel,
         waypoint: message.waypoint.map(|address| gateway("waypoint", address)).transpose()?,
         network_gateway: message
             .network_gateway
             .map(|address| gateway("network_gateway", address))
             .transpose()?,
-        healthy: status == wire::WorkloadStatus::Healthy,
         weight: message.capacity.unwrap_or(1),
-        locality: message.locality.map(locality).unwrap_or_default(),
         services,
-        authorization_policies: message.authorization_policies.into_iter().map(Into::into).collect(),
+        authorization_policies: message
+            .authorization_policies
+            .iter()
+            .map(|name| strings.share(name))
+            .collect(),
         mutual_tls,
         redirection,
         failure_mode,
+    };
+    let has_own_name = message.uid.rsplit('/').next() != Some(message.name.as_str());
+    Ok(Workload {
+        uid: message.uid.into(),
+        own_name: has_own_name.then(|| message.name.into()),
+        addresses: message
+            .addresses
+            .iter()
+            .map(|bytes| ip("addresses", bytes))
+            .collect::<Result<_, InvalidResource>>()?,
+        node: strings.share(&message.node),
+        locality: localities.share(locality(message.locality.unwrap_or_default(), strings)),
+        healthy: status == wire::WorkloadStatus::Healthy,
+        template: templates.share(template),
+        load: SharedLoad::default(),
     })
 }
 
@@ -187,21 +207,27 @@ fn mutual_tls(message: mesh::MutualTls) -> Result<MutualTls, InvalidResource> {
     })
 }
 
-fn service(message: wire::Service) -> Result<Service, InvalidResource> {
+fn service(message: wire::Service, strings: &mut Strings) -> Result<Service, InvalidResource> {
     for (field, value) in [("namespace", &message.namespace), ("hostname", &message.hostname)] {
         if value.is_empty() {
             return Err(InvalidResource::Missing { field });
         }
     }
     Ok(Service {
-        id: ServiceName { namespace: message.namespace.into(), hostname: message.hostname.into() },
-        name: message.name.into(),
+        id: ServiceName {
+            namespace: strings.share(&message.namespace),
+            hostname: strings.share(&message.hostname),
+        },
+        name: strings.share(&message.name),
         addresses: message
             .addresses
             .into_iter()
             // A range is served by its waypoint only; there is nothing to balance to behind it.
             .filter(|address| address.length.is_none())
-            .map(|address| network_address("addresses", address))
+            .map(|address| {
+                let place = network_address("addresses", address)?;
+                Ok(NetworkAddress { network: strings.share(&place.network), ..place })
+            })
             .collect::<Result<_, InvalidResource>>()?,
         ports: message
             .ports
@@ -306,8 +332,12 @@ fn network_address(
     Ok(NetworkAddress { address: ip(field, &message.address)?, network: message.network.into() })
 }
 
-fn locality(message: wire::Locality) -> Locality {
-    Locality { region: message.region.into(), zone: message.zone.into(), subzone: message.subzone.into() }
+fn locality(message: wire::Locality, strings: &mut Strings) -> Locality {
+    Locality {
+        region: strings.share(&message.region),
+        zone: strings.share(&message.zone),
+        subzone: strings.share(&message.subzone),
+    }
 }
 
 fn port_mapping(port: &wire::Port) -> Result<PortMapping, InvalidResource> {
@@ -342,6 +372,6 @@ fn known<E: TryFrom<i32>>(field: &'static str, value: i32) -> Result<E, InvalidR
     E::try_from(value).map_err(|_| InvalidResource::UnknownValue { field, value })
 }
 
-fn or_default(text: String, default: &str) -> Arc<str> {
-    if text.is_empty() { default.into() } else { text.into() }
+fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
 }

@@ -4,7 +4,7 @@
 //! stands behind. All of it is relaxed atomics: a choice made from a value that is a moment old is as good.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long an endpoint is avoided after its first failure in a row; doubled with every other one.
@@ -70,6 +70,39 @@ impl EndpointLoad {
         let period = (FIRST_EJECTION * (1 << doublings)).min(LONGEST_EJECTION);
         self.avoided_until.store(milliseconds(now + period), Ordering::Relaxed);
         period
+    }
+}
+
+/// The load of one workload, made when it is first asked for: most workloads of a mesh are never connected to from here.
+///
+/// Clones of one that was asked for share it. It is no part of what a workload is: all are equal.
+#[derive(Debug, Default)]
+pub struct SharedLoad(OnceLock<Arc<EndpointLoad>>);
+
+impl SharedLoad {
+    /// The load.
+    pub fn get(&self) -> &Arc<EndpointLoad> {
+        self.0.get_or_init(Arc::default)
+    }
+
+    /// Goes on with the load of an earlier version of the workload. Does nothing once it was asked for.
+    pub(super) fn succeed(&self, earlier: &Self) {
+        if self.0.get().is_none() {
+            // Shared even if nobody asked yet: holders of the earlier version still may.
+            let _ = self.0.set(Arc::clone(earlier.get()));
+        }
+    }
+}
+
+impl Clone for SharedLoad {
+    fn clone(&self) -> Self {
+        Self(OnceLock::from(Arc::clone(self.get())))
+    }
+}
+
+impl PartialEq for SharedLoad {
+    fn eq(&self, _: &Self) -> bool {
+        true
     }
 }
 

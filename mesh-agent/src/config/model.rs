@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use mesh_xds::identity::Identity;
 use serde::Serialize;
 
+use super::load::SharedLoad;
 use crate::pods::{FailureMode, Redirection};
 
 /// An address within a network: the same private address may exist in two networks of one mesh.
@@ -50,7 +52,7 @@ impl fmt::Display for ServiceName {
 }
 
 /// How another node reaches a workload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelProtocol {
     /// Plain TCP.
@@ -63,7 +65,7 @@ pub enum TunnelProtocol {
 }
 
 /// Where a workload runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Locality {
     /// `topology.kubernetes.io/region`.
     pub region: Arc<str>,
@@ -74,7 +76,7 @@ pub struct Locality {
 }
 
 /// Whether a port takes mutual TLS: Istio's PeerAuthentication.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum MutualTlsMode {
     /// Mutual TLS and plain text.
@@ -90,7 +92,7 @@ pub enum MutualTlsMode {
 ///
 /// It tells clients where not to open a tunnel, and people what is in force. That a strict port refuses plain text is
 /// an authorization policy, which servers of any kind are sent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct MutualTls {
     /// Of ports that are not listed.
     pub mode: MutualTlsMode,
@@ -108,7 +110,7 @@ impl MutualTls {
 }
 
 /// A proxy that traffic has to pass: a waypoint or a gateway between networks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Gateway {
     /// Where it is.
     pub address: GatewayAddress,
@@ -117,7 +119,7 @@ pub struct Gateway {
 }
 
 /// A gateway by name or by address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GatewayAddress {
     /// A service of the mesh.
@@ -136,7 +138,7 @@ impl fmt::Display for GatewayAddress {
 }
 
 /// One port of a service and where it leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct PortMapping {
     /// Port of the service.
     pub service_port: u16,
@@ -145,28 +147,44 @@ pub struct PortMapping {
 }
 
 /// Something that has addresses and takes connections: a pod, or a machine outside the cluster.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+///
+/// A mesh has many of them, so what the replicas of a deployment have in common is held once, in a [`Template`] that each
+/// of them leads to as if it were its own.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// Unique in the mesh, `<cluster>/<group>/<kind>/<namespace>/<name>`.
     pub uid: Arc<str>,
-    /// Pod name.
-    pub name: Arc<str>,
+    /// Its name where the uid does not end with that; see [`name`](Self::name).
+    pub own_name: Option<Box<str>>,
+    /// All addresses.
+    pub addresses: Box<[IpAddr]>,
+    /// Node the workload runs on.
+    pub node: Arc<str>,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Whether it accepts connections; an unready pod does not.
+    pub healthy: bool,
+    /// What it has in common with others.
+    pub template: Arc<Template>,
+    /// How busy it is, as this node sees it.
+    pub load: SharedLoad,
+}
+
+/// What the workloads of a deployment have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Template {
     /// Namespace.
     pub namespace: Arc<str>,
     /// Service account; `default` where the control server left it out.
     pub service_account: Arc<str>,
     /// Trust domain; `cluster.local` where the control server left it out.
     pub trust_domain: Arc<str>,
-    /// All addresses.
-    pub addresses: Vec<IpAddr>,
     /// Host name to resolve where there is no address.
     pub hostname: Arc<str>,
     /// Network of the addresses.
     pub network: Arc<str>,
     /// Cluster.
     pub cluster: Arc<str>,
-    /// Node the workload runs on.
-    pub node: Arc<str>,
     /// Whether it shares its node's network namespace; such a workload is never steered.
     pub host_network: bool,
     /// Telemetry: canonical service name.
@@ -181,12 +199,8 @@ pub struct Workload {
     pub waypoint: Option<Gateway>,
     /// Gateway into its network.
     pub network_gateway: Option<Gateway>,
-    /// Whether it accepts connections; an unready pod does not.
-    pub healthy: bool,
     /// Relative share of traffic; 1 by default.
     pub weight: u32,
-    /// Where it runs.
-    pub locality: Locality,
     /// Services it is an endpoint of.
     pub services: Vec<(ServiceName, Vec<PortMapping>)>,
     /// Authorization policies that select it, `<namespace>/<name>`.
@@ -199,7 +213,35 @@ pub struct Workload {
     pub failure_mode: Option<FailureMode>,
 }
 
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+/// Changes this workload's own copy of the template.
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Template {
+        Arc::make_mut(&mut self.template)
+    }
+}
+
 impl Workload {
+    /// Pod name.
+    pub fn name(&self) -> &str {
+        let of_uid = || self.uid.rsplit('/').next().unwrap_or_default();
+        self.own_name.as_deref().unwrap_or_else(of_uid)
+    }
+
+    /// The same with another template.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Template)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// Who it is, as its certificate says.
     pub fn identity(&self) -> Identity {
         Identity::new(

@@ -3,11 +3,11 @@
 //! The maps are persistent (`imbl`): a new snapshot shares everything with the one before it but what changed,
 //! so that one changed endpoint among 100,000 workloads costs a handful of nodes, not a copy.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdMap};
+use imbl::OrdMap;
 use serde::Serialize;
 
 use super::load::EndpointLoad;
@@ -15,6 +15,7 @@ use super::model::{
     BalanceMode, HealthPolicy, Locality, NetworkAddress, PortMapping, RoutingScope, Service, ServiceName,
     Workload,
 };
+use super::table::{Keyed, Table};
 use crate::policy::{Allowed, Denied, Policies, Request};
 
 /// The node the agent runs on, as far as the choice of endpoints depends on it.
@@ -37,28 +38,62 @@ pub struct LocalNode {
 pub struct Endpoint {
     /// The workload.
     pub workload: Arc<Workload>,
-    /// Its ports for this service.
-    pub ports: Arc<[PortMapping]>,
-    /// How busy it is.
-    pub load: Arc<EndpointLoad>,
+    /// Which of the workload's services it is.
+    pub(super) role: u32,
 }
 
 impl Endpoint {
+    /// Its ports for this service.
+    pub fn ports(&self) -> &[PortMapping] {
+        let role = usize::try_from(self.role).unwrap_or(usize::MAX);
+        self.workload.services.get(role).map_or(&[], |(_, ports)| ports.as_slice())
+    }
+
     /// The workload's port for `service_port`, if it serves that.
     pub fn target_port(&self, service_port: u16) -> Option<u16> {
-        self.ports.iter().find(|port| port.service_port == service_port).map(|port| port.target_port)
+        self.ports().iter().find(|port| port.service_port == service_port).map(|port| port.target_port)
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> &Arc<EndpointLoad> {
+        self.workload.load.get()
+    }
+}
+
+/// Every endpoint of a service, healthy or not, in the order of their uids.
+#[derive(Debug, Clone, Default)]
+pub struct Endpoints(Option<Arc<[Endpoint]>>);
+
+impl Endpoints {
+    pub(super) fn new(mut endpoints: Vec<Endpoint>) -> Self {
+        endpoints.sort_by(|one, other| one.workload.uid.cmp(&other.workload.uid));
+        Self((!endpoints.is_empty()).then(|| endpoints.into()))
+    }
+
+    /// The endpoint with this uid.
+    pub fn get(&self, uid: &str) -> Option<&Endpoint> {
+        let place = self.binary_search_by(|endpoint| (*endpoint.workload.uid).cmp(uid)).ok()?;
+        self.0.as_deref()?.get(place)
+    }
+}
+
+impl Deref for Endpoints {
+    type Target = [Endpoint];
+
+    fn deref(&self) -> &[Endpoint] {
+        self.0.as_deref().unwrap_or_default()
     }
 }
 
 /// Endpoints that are equally near.
 #[derive(Debug, Clone)]
 pub struct Tier {
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<[Endpoint]>,
     heaviest: u32,
 }
 
 impl Tier {
-    pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
+    pub(super) fn new(endpoints: Arc<[Endpoint]>) -> Self {
         let heaviest = endpoints.iter().map(|endpoint| endpoint.workload.weight).max().unwrap_or_default();
         Self { endpoints, heaviest }
     }
@@ -82,25 +117,21 @@ impl Deref for Tier {
 pub struct ServiceEntry {
     /// The service.
     pub service: Arc<Service>,
-    /// Every endpoint by workload uid, healthy or not.
-    pub endpoints: OrdMap<Arc<str>, Endpoint>,
+    /// Every endpoint, healthy or not.
+    pub endpoints: Endpoints,
     /// Endpoints that may be chosen, in tiers: those of a later tier only when the earlier ones failed.
     pub tiers: Arc<[Tier]>,
 }
 
 impl ServiceEntry {
-    pub(super) fn new(
-        service: Arc<Service>,
-        endpoints: OrdMap<Arc<str>, Endpoint>,
-        node: &LocalNode,
-    ) -> Self {
+    pub(super) fn new(service: Arc<Service>, endpoints: Endpoints, node: &LocalNode) -> Self {
         let tiers = tiers(&service, &endpoints, node);
         Self { service, endpoints, tiers }
     }
 }
 
 /// Sorts the endpoints that may be chosen by how much they share with this node.
-fn tiers(service: &Service, endpoints: &OrdMap<Arc<str>, Endpoint>, node: &LocalNode) -> Arc<[Tier]> {
+fn tiers(service: &Service, endpoints: &Endpoints, node: &LocalNode) -> Arc<[Tier]> {
     let balancing = &service.load_balancing;
     let preference = match balancing.mode {
         BalanceMode::Any | BalanceMode::Passthrough => &[][..],
@@ -108,7 +139,7 @@ fn tiers(service: &Service, endpoints: &OrdMap<Arc<str>, Endpoint>, node: &Local
     };
     // ranked[k]: endpoints that share the first `preference.len() - k` scopes.
     let mut ranked: Vec<Vec<Endpoint>> = vec![Vec::new(); preference.len() + 1];
-    for endpoint in endpoints.values() {
+    for endpoint in endpoints.iter() {
         if !endpoint.workload.healthy && balancing.health_policy == HealthPolicy::OnlyHealthy {
             continue;
         }
@@ -120,7 +151,12 @@ fn tiers(service: &Service, endpoints: &OrdMap<Arc<str>, Endpoint>, node: &Local
     if balancing.mode == BalanceMode::Strict {
         ranked.truncate(1);
     }
-    ranked.into_iter().filter(|tier| !tier.is_empty()).map(Tier::new).collect()
+    let tier = |tier: Vec<Endpoint>| match &endpoints.0 {
+        // Mostly it is all of them: no second list.
+        Some(all) if tier.len() == all.len() => Tier::new(Arc::clone(all)),
+        _ => Tier::new(tier.into()),
+    };
+    ranked.into_iter().filter(|tier| !tier.is_empty()).map(tier).collect()
 }
 
 fn shares(scope: RoutingScope, workload: &Workload, node: &LocalNode) -> bool {
@@ -134,16 +170,70 @@ fn shares(scope: RoutingScope, workload: &Workload, node: &LocalNode) -> bool {
     }
 }
 
+impl Keyed for Arc<Workload> {
+    type Key = str;
+
+    fn has_key(&self, key: &str) -> bool {
+        *self.uid == *key
+    }
+
+    fn with_key<T>(&self, read: impl FnOnce(&str) -> T) -> T {
+        read(&self.uid)
+    }
+}
+
+/// What is found under one of its addresses.
+#[derive(Debug)]
+pub(super) struct AtAddress<V> {
+    pub(super) value: Arc<V>,
+    /// Which of them.
+    pub(super) index: usize,
+}
+
+impl<V> Clone for AtAddress<V> {
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), index: self.index }
+    }
+}
+
+impl Keyed for AtAddress<Workload> {
+    type Key = NetworkAddress;
+
+    fn has_key(&self, key: &NetworkAddress) -> bool {
+        self.value.addresses.get(self.index) == Some(&key.address) && self.value.network == key.network
+    }
+
+    fn with_key<T>(&self, read: impl FnOnce(&NetworkAddress) -> T) -> T {
+        let address = self.value.addresses.get(self.index).copied();
+        let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        read(&NetworkAddress { network: Arc::clone(&self.value.network), address })
+    }
+}
+
+impl Keyed for AtAddress<ServiceEntry> {
+    type Key = NetworkAddress;
+
+    fn has_key(&self, key: &NetworkAddress) -> bool {
+        self.value.service.addresses.get(self.index) == Some(key)
+    }
+
+    fn with_key<T>(&self, read: impl FnOnce(&NetworkAddress) -> T) -> T {
+        match self.value.service.addresses.get(self.index) {
+            Some(address) => read(address),
+            None => read(&NetworkAddress { network: Arc::default(), address: Ipv4Addr::UNSPECIFIED.into() }),
+        }
+    }
+}
+
 /// Everything the agent knows of the mesh at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub(super) revision: u64,
     pub(super) node: LocalNode,
-    pub(super) workloads: HashMap<Arc<str>, Arc<Workload>>,
-    pub(super) workloads_by_address: HashMap<NetworkAddress, Arc<Workload>>,
+    pub(super) workloads: Table<Arc<Workload>>,
+    pub(super) workloads_by_address: Table<AtAddress<Workload>>,
     pub(super) services: OrdMap<ServiceName, Arc<ServiceEntry>>,
-    pub(super) services_by_address: HashMap<NetworkAddress, Arc<ServiceEntry>>,
-    pub(super) loads: HashMap<Arc<str>, Arc<EndpointLoad>>,
+    pub(super) services_by_address: Table<AtAddress<ServiceEntry>>,
     pub(super) policies: Policies,
 }
 
@@ -160,12 +250,12 @@ impl Snapshot {
 
     /// The service that has this virtual address in the node's network.
     pub fn service_by_address(&self, address: IpAddr) -> Option<&Arc<ServiceEntry>> {
-        self.services_by_address.get(&self.local(address))
+        self.service_by_network_address(&self.local(address))
     }
 
     /// The service that has this virtual address in the network named with it.
     pub fn service_by_network_address(&self, address: &NetworkAddress) -> Option<&Arc<ServiceEntry>> {
-        self.services_by_address.get(address)
+        self.services_by_address.get(address).map(|at| &at.value)
     }
 
     /// The service with this name.
@@ -175,12 +265,12 @@ impl Snapshot {
 
     /// The workload that has this address in the node's network.
     pub fn workload_by_address(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads_by_address.get(&self.local(address))
+        self.workload_by_network_address(&self.local(address))
     }
 
     /// The workload that has this address in the network named with it.
     pub fn workload_by_network_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
-        self.workloads_by_address.get(address)
+        self.workloads_by_address.get(address).map(|at| &at.value)
     }
 
     /// The workload with this uid.
@@ -190,12 +280,12 @@ impl Snapshot {
 
     /// How busy a workload is, as far as this node's connections go.
     pub fn load(&self, uid: &str) -> Option<&Arc<EndpointLoad>> {
-        self.loads.get(uid)
+        self.workload(uid).map(|workload| workload.load.get())
     }
 
     /// All workloads, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.iter()
     }
 
     /// All services by name.

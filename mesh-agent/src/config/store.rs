@@ -1,16 +1,15 @@
 //! Turns changes into the next [`Snapshot`] and publishes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use imbl::{HashMap, OrdMap};
 use tokio::sync::watch;
 
-use super::load::EndpointLoad;
+use super::intern::Pools;
 use super::model::{Locality, Service, ServiceName, Workload};
-use super::snapshot::{Endpoint, LocalNode, ServiceEntry, Snapshot};
-use crate::policy::{Policy, PolicyStore, Strings};
+use super::snapshot::{AtAddress, Endpoint, Endpoints, LocalNode, ServiceEntry, Snapshot};
+use crate::policy::{Policy, PolicyStore};
 
 #[cfg(test)]
 mod tests;
@@ -49,14 +48,21 @@ impl SharedSnapshot {
     }
 }
 
+/// Endpoints by the uids of their workloads.
+type Members = BTreeMap<Arc<str>, Endpoint>;
+
+/// What became of the endpoints of services: new or changed, or gone.
+type Touched = BTreeMap<ServiceName, BTreeMap<Arc<str>, Option<Endpoint>>>;
+
 /// The only writer of snapshots.
 #[derive(Debug)]
 pub struct Store {
     next: Snapshot,
-    /// Endpoints by service, also of services that are not known (yet): the order of updates does not matter.
-    members: HashMap<ServiceName, OrdMap<Arc<str>, Endpoint>>,
+    /// Endpoints of services that are not known (yet), by workload uid: the order of updates does not matter. Those of
+    /// known services are in their entries.
+    waiting: HashMap<ServiceName, Members>,
     policies: PolicyStore,
-    strings: Strings,
+    pools: Pools,
     shared: Arc<SharedSnapshot>,
 }
 
@@ -70,9 +76,9 @@ impl Store {
         });
         Self {
             next,
-            members: HashMap::new(),
+            waiting: HashMap::new(),
             policies: PolicyStore::default(),
-            strings: Strings::default(),
+            pools: Pools::default(),
             shared,
         }
     }
@@ -87,9 +93,9 @@ impl Store {
         &self.next
     }
 
-    /// Texts that policies share.
-    pub(super) fn strings(&mut self) -> &mut Strings {
-        &mut self.strings
+    /// What resources have in common.
+    pub(super) fn pools(&mut self) -> &mut Pools {
+        &mut self.pools
     }
 
     /// Applies all `changes` and publishes one new snapshot.
@@ -100,29 +106,32 @@ impl Store {
 
     /// Takes in `changes` without showing them to readers before [`publish`](Self::publish).
     pub(super) fn stage(&mut self, changes: impl IntoIterator<Item = Change>) {
-        let mut touched = BTreeSet::new();
+        let mut touched = Touched::new();
+        let mut services = BTreeSet::new();
         let mut relocated = false;
         for change in changes {
             match change {
                 Change::Workload(workload) => {
+                    if self.next.workloads.get(&workload.uid).is_some_and(|known| known == &workload) {
+                        continue;
+                    }
                     let old = self.remove_workload(&workload.uid, &mut touched);
+                    if let Some(old) = &old {
+                        workload.load.succeed(&old.load);
+                    }
                     self.insert_workload(&workload, &mut touched);
                     self.follow_policies(old.as_deref(), Some(&workload));
                     relocated |= self.relocate(&workload);
                 }
                 Change::Service(service) => {
-                    self.remove_service(&service.id);
-                    touched.insert(service.id.clone());
-                    let entry = ServiceEntry::new(service, OrdMap::new(), &self.next.node);
-                    self.next.services.insert(entry.service.id.clone(), Arc::new(entry));
+                    services.insert(service.id.clone());
+                    self.replace_service(service);
                 }
                 Change::Remove(name) => {
                     if let Some(old) = self.remove_workload(&name, &mut touched) {
-                        self.next.loads.remove(&*name);
                         self.follow_policies(Some(&old), None);
                     } else if let Some(id) = ServiceName::parse(&name) {
                         self.remove_service(&id);
-                        touched.insert(id);
                     }
                 }
                 Change::Policy(policy) => self.policies.insert(policy),
@@ -130,10 +139,14 @@ impl Store {
             }
         }
         if relocated {
-            touched.extend(self.next.services.keys().cloned());
+            services.extend(self.next.services.keys().cloned());
         }
-        for id in touched {
-            self.rebuild(&id);
+        services.retain(|id| !touched.contains_key(id));
+        for (id, changes) in touched {
+            self.rebuild(&id, changes);
+        }
+        for id in services {
+            self.rebuild(&id, BTreeMap::new());
         }
         self.next.policies = self.policies.policies().clone();
     }
@@ -149,69 +162,84 @@ impl Store {
         }
     }
 
-    fn insert_workload(&mut self, workload: &Arc<Workload>, touched: &mut BTreeSet<ServiceName>) {
-        let load = Arc::clone(
-            self.next
-                .loads
-                .entry(Arc::clone(&workload.uid))
-                .or_insert_with(|| Arc::new(EndpointLoad::default())),
-        );
-        self.next.workloads.insert(Arc::clone(&workload.uid), Arc::clone(workload));
-        for address in workload.network_addresses() {
-            self.next.workloads_by_address.insert(address, Arc::clone(workload));
+    fn insert_workload(&mut self, workload: &Arc<Workload>, touched: &mut Touched) {
+        self.next.workloads.insert(Arc::clone(workload));
+        if !workload.host_network {
+            for index in 0..workload.addresses.len() {
+                self.next.workloads_by_address.insert(AtAddress { value: Arc::clone(workload), index });
+            }
         }
-        for (id, ports) in &workload.services {
-            let endpoint = Endpoint {
-                workload: Arc::clone(workload),
-                ports: ports.as_slice().into(),
-                load: Arc::clone(&load),
-            };
-            self.members.entry(id.clone()).or_default().insert(Arc::clone(&workload.uid), endpoint);
-            touched.insert(id.clone());
+        for ((id, _), role) in workload.services.iter().zip(0..) {
+            let endpoint = Endpoint { workload: Arc::clone(workload), role };
+            let of_service = touched.entry(id.clone()).or_default();
+            of_service.insert(Arc::clone(&workload.uid), Some(endpoint));
         }
     }
 
-    /// Takes a workload out of every index but the load counters; returns it if it was there.
-    fn remove_workload(&mut self, uid: &str, touched: &mut BTreeSet<ServiceName>) -> Option<Arc<Workload>> {
+    /// Takes a workload out of every index; returns it if it was there.
+    fn remove_workload(&mut self, uid: &str, touched: &mut Touched) -> Option<Arc<Workload>> {
         let old = self.next.workloads.remove(uid)?;
         for address in old.network_addresses() {
             // Another workload may have taken the address over meanwhile.
-            if self.next.workloads_by_address.get(&address).is_some_and(|owner| owner.uid == old.uid) {
+            if self.next.workloads_by_address.get(&address).is_some_and(|owner| owner.value.uid == old.uid) {
                 self.next.workloads_by_address.remove(&address);
             }
         }
         for (id, _) in &old.services {
-            if let Some(members) = self.members.get_mut(id) {
-                members.remove(uid);
-                if members.is_empty() {
-                    self.members.remove(id);
-                }
-            }
-            touched.insert(id.clone());
+            touched.entry(id.clone()).or_default().insert(Arc::clone(&old.uid), None);
         }
         Some(old)
     }
 
+    /// Puts in a service, with the endpoints it had or that waited for it.
+    fn replace_service(&mut self, service: Arc<Service>) {
+        self.remove_service(&service.id);
+        let members = self.waiting.remove(&service.id).unwrap_or_default();
+        let endpoints = Endpoints::new(members.into_values().collect());
+        let entry = ServiceEntry::new(service, endpoints, &self.next.node);
+        self.next.services.insert(entry.service.id.clone(), Arc::new(entry));
+    }
+
+    /// Takes a service out; its endpoints wait for it to come back.
     fn remove_service(&mut self, id: &ServiceName) {
         let Some(old) = self.next.services.remove(id) else {
             return;
         };
         for address in &old.service.addresses {
-            if self.next.services_by_address.get(address).is_some_and(|owner| owner.service.id == *id) {
+            let owner = self.next.services_by_address.get(address);
+            if owner.is_some_and(|owner| owner.value.service.id == *id) {
                 self.next.services_by_address.remove(address);
             }
+        }
+        if !old.endpoints.is_empty() {
+            let members = old.endpoints.iter();
+            let members =
+                members.map(|endpoint| (Arc::clone(&endpoint.workload.uid), endpoint.clone())).collect();
+            self.waiting.insert(id.clone(), members);
         }
     }
 
     /// Brings a service's endpoints and tiers up to date.
-    fn rebuild(&mut self, id: &ServiceName) {
+    fn rebuild(&mut self, id: &ServiceName, changes: BTreeMap<Arc<str>, Option<Endpoint>>) {
         let Some(old) = self.next.services.get(id) else {
+            let waiting = self.waiting.entry(id.clone()).or_default();
+            for (uid, change) in changes {
+                match change {
+                    Some(endpoint) => drop(waiting.insert(uid, endpoint)),
+                    None => drop(waiting.remove(&uid)),
+                }
+            }
+            if waiting.is_empty() {
+                self.waiting.remove(id);
+            }
             return;
         };
-        let endpoints = self.members.get(id).cloned().unwrap_or_default();
+        let staying =
+            old.endpoints.iter().filter(|known| !changes.contains_key(&known.workload.uid)).cloned();
+        let endpoints = Endpoints::new(staying.chain(changes.values().flatten().cloned()).collect());
         let entry = Arc::new(ServiceEntry::new(Arc::clone(&old.service), endpoints, &self.next.node));
-        for address in &entry.service.addresses {
-            self.next.services_by_address.insert(address.clone(), Arc::clone(&entry));
+        for index in 0..entry.service.addresses.len() {
+            self.next.services_by_address.insert(AtAddress { value: Arc::clone(&entry), index });
         }
         self.next.services.insert(id.clone(), entry);
     }
@@ -220,10 +248,10 @@ impl Store {
     fn relocate(&mut self, workload: &Workload) -> bool {
         let node = &mut self.next.node;
         let news = workload.node == node.name
-            && workload.locality != Locality::default()
-            && workload.locality != node.locality;
+            && *workload.locality != Locality::default()
+            && *workload.locality != node.locality;
         if news {
-            node.locality = workload.locality.clone();
+            node.locality = Locality::clone(&workload.locality);
         }
         news
     }

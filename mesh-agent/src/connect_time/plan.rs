@@ -71,7 +71,7 @@ fn shares(
 ) -> Option<Shares> {
     let available = |endpoint: &&Endpoint| {
         endpoint.workload.weight > 0
-            && !endpoint.load.is_ejected(now)
+            && !endpoint.load().is_ejected(now)
             && check_endpoint(snapshot, &entry.service, endpoint, address).is_ok()
     };
     // As the agent chooses: from the first tier that has an endpoint to choose.

@@ -66,11 +66,11 @@ pub fn pods(snapshot: &Snapshot, default_mode: FailureMode) -> DesiredPods {
 fn pod(workload: &Workload, default_mode: FailureMode) -> LocalPod {
     LocalPod {
         uid: Arc::clone(&workload.uid),
-        name: Arc::clone(&workload.name),
+        name: workload.name().into(),
         namespace: Arc::clone(&workload.namespace),
         kubernetes_uid: None,
         service_account: Arc::clone(&workload.service_account),
-        addresses: workload.addresses.clone(),
+        addresses: workload.addresses.to_vec(),
         device: None,
         enrolled: workload.tunnel == TunnelProtocol::Hbone,
         redirection: workload.redirection.clone(),

@@ -119,7 +119,7 @@ pub(super) fn parties(snapshot: &Snapshot, pods: &LocalPods, passage: PassageKey
 
 fn party(snapshot: &Snapshot, pod: &Arc<LocalPod>, address: IpAddr) -> Party {
     // Another workload may have had the address before.
-    let same_pod = |known: &&Arc<Workload>| known.name == pod.name && known.namespace == pod.namespace;
+    let same_pod = |known: &&Arc<Workload>| *known.name() == *pod.name && known.namespace == pod.namespace;
     let by_address = || snapshot.workload_by_address(address).filter(same_pod);
     let identity = Identity::new(
         Arc::clone(&snapshot.node().trust_domain),

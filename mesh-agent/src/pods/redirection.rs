@@ -13,7 +13,7 @@ use mesh_xds::HBONE_PORT;
 use serde::Serialize;
 
 /// The ports that are included.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PortSelection {
     /// Every port (`*`).
@@ -24,7 +24,7 @@ pub enum PortSelection {
 }
 
 /// The address ranges that are included.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CidrSelection {
     /// Every address (`*`).
@@ -35,7 +35,7 @@ pub enum CidrSelection {
 }
 
 /// A pod's include and exclude rules. The default steers everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Redirection {
     /// Ports of the pod that are steered (`traffic.sidecar.istio.io/includeInboundPorts`).
     pub include_inbound_ports: PortSelection,

@@ -64,7 +64,8 @@ impl Subject {
 /// The pod as the control server has it.
 fn workload<'a>(snapshot: &'a Snapshot, pod: &LocalPod, address: IpAddr) -> Option<&'a Arc<Workload>> {
     snapshot.workload(&pod.uid).or_else(|| {
-        let same_pod = |known: &&Arc<Workload>| known.name == pod.name && known.namespace == pod.namespace;
+        let same_pod =
+            |known: &&Arc<Workload>| *known.name() == *pod.name && known.namespace == pod.namespace;
         snapshot.workload_by_address(address).filter(same_pod)
     })
 }

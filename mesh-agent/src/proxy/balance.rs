@@ -62,7 +62,7 @@ pub(super) fn choose<'a>(
     for with_ejected in [false, true] {
         for (number, tier) in service.tiers.iter().enumerate() {
             let candidate = |index: usize, endpoint: &Endpoint| {
-                (with_ejected || !endpoint.load.is_ejected(now))
+                (with_ejected || !endpoint.load().is_ejected(now))
                     && !tried.contains(Position { tier: number, index })
                     && usable(endpoint)
             };
@@ -79,16 +79,16 @@ pub(super) fn choose<'a>(
 /// Notes that `endpoint` could not be connected to. It is ejected for a while, unless half of the service's
 /// endpoints already are: then the cause is more likely on this side, and the rest must not carry the load of all.
 pub(super) fn note_failure(service: &ServiceEntry, endpoint: &Endpoint, now: Instant) {
-    endpoint.load.failed();
+    endpoint.load().failed();
     let (mut ejected, mut all) = (0, 0);
     for other in service.tiers.iter().flat_map(|tier| tier.iter()) {
         all += 1;
-        if other.load.is_ejected(now) && other.workload.uid != endpoint.workload.uid {
+        if other.load().is_ejected(now) && other.workload.uid != endpoint.workload.uid {
             ejected += 1;
         }
     }
     if (ejected + 1) * 2 <= all {
-        let period = endpoint.load.eject(now);
+        let period = endpoint.load().eject(now);
         tracing::debug!(
             service = %service.service.id, endpoint = %endpoint.workload.uid, seconds = period.as_secs(),
             "endpoint ejected"
@@ -112,7 +112,7 @@ fn less_busy_of_two<'a>(
 /// Compares open connections for the weight. Equals keep the order they were drawn in, which is what spreads
 /// connections by weight while none stays open.
 fn is_less_busy(one: &Endpoint, other: &Endpoint) -> bool {
-    let load = |of: &Endpoint, weight: u32| u64::from(of.load.active()) * u64::from(weight);
+    let load = |of: &Endpoint, weight: u32| u64::from(of.load().active()) * u64::from(weight);
     load(one, other.workload.weight) < load(other, one.workload.weight)
 }
 

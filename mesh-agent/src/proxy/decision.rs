@@ -391,7 +391,7 @@ fn decide_inbound(
     let target = Target::Single(Upstream {
         address: destination,
         workload: workload.cloned(),
-        load: workload.and_then(|known| snapshot.load(&known.uid)).cloned(),
+        load: workload.map(|known| Arc::clone(known.load.get())),
         source,
         path: Path::SameNode,
         tunnel: None,

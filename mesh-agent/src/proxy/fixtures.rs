@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::config::{
-    Change, LoadBalancing, LocalNode, Locality, NetworkAddress, PortMapping, Service, ServiceName,
-    ServicePort, Snapshot, Store, TunnelProtocol, Workload,
+    Change, LoadBalancing, LocalNode, NetworkAddress, PortMapping, Service, ServiceName, ServicePort,
+    Snapshot, Store, TunnelProtocol, Workload,
 };
 use crate::pods::{FailureMode, LocalPod, LocalPods, Redirection};
 
@@ -40,30 +40,33 @@ pub(crate) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
     let ports = vec![PortMapping { service_port: 80, target_port: 8080 }];
     Workload {
         uid: format!("c//Pod/shop/{name}").into(),
-        name: name.into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-        trust_domain: "cluster.local".into(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
-        hostname: "".into(),
-        network: "".into(),
-        cluster: "c".into(),
         node: node.into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_name: name.into(),
-        tunnel: TunnelProtocol::None,
-        waypoint: None,
-        network_gateway: None,
         healthy: true,
-        weight: 1,
-        locality: Locality::default(),
-        services: services.iter().map(|service| (service_name(service), ports.clone())).collect(),
-        authorization_policies: vec![],
-        mutual_tls: Default::default(),
-        redirection: Redirection::default(),
-        failure_mode: None,
+        locality: Default::default(),
+        own_name: None,
+        load: Default::default(),
+        template: Arc::new(crate::config::Template {
+            namespace: "shop".into(),
+            service_account: "default".into(),
+            trust_domain: "cluster.local".into(),
+            hostname: "".into(),
+            network: "".into(),
+            cluster: "c".into(),
+            host_network: false,
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_name: name.into(),
+            tunnel: TunnelProtocol::None,
+            waypoint: None,
+            network_gateway: None,
+            weight: 1,
+            services: services.iter().map(|service| (service_name(service), ports.clone())).collect(),
+            authorization_policies: vec![],
+            mutual_tls: Default::default(),
+            redirection: Redirection::default(),
+            failure_mode: None,
+        }),
     }
 }
 
@@ -71,11 +74,11 @@ pub(crate) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
 pub(crate) fn pod(workload: &Workload, enrolled: bool) -> LocalPod {
     LocalPod {
         uid: Arc::clone(&workload.uid),
-        name: Arc::clone(&workload.name),
+        name: workload.name().into(),
         namespace: Arc::clone(&workload.namespace),
         kubernetes_uid: None,
         service_account: Arc::clone(&workload.service_account),
-        addresses: workload.addresses.clone(),
+        addresses: workload.addresses.to_vec(),
         device: None,
         enrolled,
         redirection: Redirection::default(),

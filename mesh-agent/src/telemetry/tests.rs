@@ -178,7 +178,7 @@ fn names_of_workloads_cannot_forge_lines() {
     let telemetry = telemetry();
     let mut forged = record(1);
     let mut name = (*workload("client", "10.0.1.1")).clone();
-    name.workload_name = "x\"} 1\nforged_total 1\n".into();
+    Arc::make_mut(&mut name.template).workload_name = "x\"} 1\nforged_total 1\n".into();
     forged.source.workload = Some(Arc::new(name));
     telemetry.opened(&Arc::new(forged));
     let text = scrape(&telemetry);

@@ -18,8 +18,8 @@ use mesh_agent::admin::{
     KernelAnswer, NodeInspector, SteeringInspector,
 };
 use mesh_agent::config::{
-    Change, LoadBalancing, LocalNode, Locality, NetworkAddress, PortMapping, Service, ServiceName,
-    ServicePort, Store, TunnelProtocol, Workload,
+    Change, LoadBalancing, LocalNode, NetworkAddress, PortMapping, Service, ServiceName, ServicePort, Store,
+    TunnelProtocol, Workload,
 };
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
 use mesh_agent::telemetry::logging::{self, LogControl, LogFormat};
@@ -308,37 +308,40 @@ fn mesh() -> Store {
     let workload = |name: &str, addresses: &[&str], node: &str, healthy: bool, behind: &[&str]| {
         Change::Workload(Arc::new(Workload {
             uid: format!("c1//Pod/shop/{name}").into(),
-            name: name.into(),
-            namespace: "shop".into(),
-            service_account: name.split('-').next().unwrap().into(),
-            trust_domain: "cluster.local".into(),
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
-            hostname: "".into(),
-            network: "".into(),
-            cluster: "c1".into(),
             node: node.into(),
-            host_network: false,
-            canonical_name: name.into(),
-            canonical_revision: "latest".into(),
-            workload_name: name.into(),
-            tunnel: TunnelProtocol::Hbone,
-            waypoint: None,
-            network_gateway: None,
             healthy,
-            weight: 1,
-            locality: Locality::default(),
-            services: behind
-                .iter()
-                .map(|name| {
-                    let hostname = format!("{name}.shop.svc.cluster.local").into();
-                    let id = ServiceName { namespace: "shop".into(), hostname };
-                    (id, vec![PortMapping { service_port: 80, target_port: 8080 }])
-                })
-                .collect(),
-            authorization_policies: vec![],
-            mutual_tls: Default::default(),
-            redirection: Redirection::default(),
-            failure_mode: None,
+            locality: Default::default(),
+            own_name: None,
+            load: Default::default(),
+            template: Arc::new(mesh_agent::config::Template {
+                namespace: "shop".into(),
+                service_account: name.split('-').next().unwrap().into(),
+                trust_domain: "cluster.local".into(),
+                hostname: "".into(),
+                network: "".into(),
+                cluster: "c1".into(),
+                host_network: false,
+                canonical_name: name.into(),
+                canonical_revision: "latest".into(),
+                workload_name: name.into(),
+                tunnel: TunnelProtocol::Hbone,
+                waypoint: None,
+                network_gateway: None,
+                weight: 1,
+                services: behind
+                    .iter()
+                    .map(|name| {
+                        let hostname = format!("{name}.shop.svc.cluster.local").into();
+                        let id = ServiceName { namespace: "shop".into(), hostname };
+                        (id, vec![PortMapping { service_port: 80, target_port: 8080 }])
+                    })
+                    .collect(),
+                authorization_policies: vec![],
+                mutual_tls: Default::default(),
+                redirection: Redirection::default(),
+                failure_mode: None,
+            }),
         }))
     };
     store.apply([

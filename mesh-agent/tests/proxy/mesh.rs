@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mesh_agent::config::{
-    Change, LoadBalancing, LocalNode, Locality, NetworkAddress, PortMapping, Service, ServiceName,
-    ServicePort, Store, TunnelProtocol, Workload,
+    Change, LoadBalancing, LocalNode, NetworkAddress, PortMapping, Service, ServiceName, ServicePort, Store,
+    TunnelProtocol, Workload,
 };
 use mesh_agent::identity::{Identities, SystemClock, Trust};
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
@@ -103,7 +103,7 @@ impl ConnectionObserver for Recorder {
 
     fn closed(&self, record: &Arc<ConnectionRecord>, end: &ConnectionEnd) {
         self.open.lock().unwrap().retain(|open| open.id != record.id);
-        let uid = |workload: &Option<Arc<Workload>>| workload.as_ref().map(|known| known.name.to_string());
+        let uid = |workload: &Option<Arc<Workload>>| workload.as_ref().map(|known| known.name().to_owned());
         self.closed.lock().unwrap().push(Told {
             direction: record.direction,
             source: uid(&record.source.workload),
@@ -246,36 +246,39 @@ pub fn address(text: &str) -> IpAddr {
 fn workload(name: &str, addresses: &[&str], node: &str, services: &[(&str, u16, u16)]) -> Workload {
     Workload {
         uid: uid(name).into(),
-        name: name.into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-        trust_domain: "cluster.local".into(),
         addresses: addresses.iter().map(|text| address(text)).collect(),
-        hostname: "".into(),
-        network: "".into(),
-        cluster: "c".into(),
         node: node.into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_name: name.into(),
-        tunnel: TunnelProtocol::None,
-        waypoint: None,
-        network_gateway: None,
         healthy: true,
-        weight: 1,
-        locality: Locality::default(),
-        services: services
-            .iter()
-            .map(|(service, service_port, target_port)| {
-                let ports = PortMapping { service_port: *service_port, target_port: *target_port };
-                (service_name(service), vec![ports])
-            })
-            .collect(),
-        authorization_policies: vec![],
-        mutual_tls: Default::default(),
-        redirection: Redirection::default(),
-        failure_mode: None,
+        locality: Default::default(),
+        own_name: None,
+        load: Default::default(),
+        template: Arc::new(mesh_agent::config::Template {
+            namespace: "shop".into(),
+            service_account: "default".into(),
+            trust_domain: "cluster.local".into(),
+            hostname: "".into(),
+            network: "".into(),
+            cluster: "c".into(),
+            host_network: false,
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_name: name.into(),
+            tunnel: TunnelProtocol::None,
+            waypoint: None,
+            network_gateway: None,
+            weight: 1,
+            services: services
+                .iter()
+                .map(|(service, service_port, target_port)| {
+                    let ports = PortMapping { service_port: *service_port, target_port: *target_port };
+                    (service_name(service), vec![ports])
+                })
+                .collect(),
+            authorization_policies: vec![],
+            mutual_tls: Default::default(),
+            redirection: Redirection::default(),
+            failure_mode: None,
+        }),
     }
 }
 

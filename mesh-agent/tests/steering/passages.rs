@@ -146,30 +146,33 @@ fn workload(node: &Node, name: &str, policies: &[&str]) -> Workload {
     let pod = node.pod(name);
     Workload {
         uid: pod.uid,
-        name: pod.name,
-        namespace: pod.namespace,
-        service_account: name.into(),
-        trust_domain: "cluster.local".into(),
-        addresses: pod.addresses,
+        addresses: pod.addresses.into(),
         node: "node".into(),
         healthy: true,
-        weight: 1,
-        authorization_policies: policies.iter().map(|policy| (*policy).into()).collect(),
-        hostname: "".into(),
-        network: "".into(),
-        cluster: "".into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_name: name.into(),
-        tunnel: mesh_agent::config::TunnelProtocol::None,
-        waypoint: None,
-        network_gateway: None,
-        locality: mesh_agent::config::Locality::default(),
-        services: vec![],
-        mutual_tls: mesh_agent::config::MutualTls::default(),
-        redirection: mesh_agent::pods::Redirection::default(),
-        failure_mode: None,
+        locality: Default::default(),
+        own_name: None,
+        load: Default::default(),
+        template: Arc::new(mesh_agent::config::Template {
+            namespace: pod.namespace,
+            service_account: name.into(),
+            trust_domain: "cluster.local".into(),
+            weight: 1,
+            authorization_policies: policies.iter().map(|policy| (*policy).into()).collect(),
+            hostname: "".into(),
+            network: "".into(),
+            cluster: "".into(),
+            host_network: false,
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_name: name.into(),
+            tunnel: mesh_agent::config::TunnelProtocol::None,
+            waypoint: None,
+            network_gateway: None,
+            services: vec![],
+            mutual_tls: mesh_agent::config::MutualTls::default(),
+            redirection: mesh_agent::pods::Redirection::default(),
+            failure_mode: None,
+        }),
     }
 }
 
@@ -218,8 +221,8 @@ fn the_next_connection_passes_and_is_reported_by_both_sides() {
             assert_eq!(record.original_destination, SocketAddr::new(node.address("b", family), PORT));
             let principal = |peer: &mesh_agent::telemetry::Peer| peer.identity.as_ref().unwrap().principal();
             assert_eq!(principal(&record.source), "cluster.local/ns/default/sa/default");
-            assert_eq!(record.source.workload.as_ref().unwrap().name, "a".into());
-            assert_eq!(record.destination.as_ref().unwrap().workload.as_ref().unwrap().name, "b".into());
+            assert_eq!(record.source.workload.as_ref().unwrap().name(), "a");
+            assert_eq!(record.destination.as_ref().unwrap().workload.as_ref().unwrap().name(), "b");
             assert!(record.opened.elapsed() < Duration::from_secs(10));
         }
     }
@@ -310,7 +313,7 @@ fn what_may_not_pass_never_does() {
         }),
         hbone_port: 15008,
     };
-    let behind = Workload { waypoint: Some(waypoint), ..workload(&node, "b", &[]) };
+    let behind = workload(&node, "b", &[]).with(|shared| shared.waypoint = Some(waypoint));
     world.store.apply([Change::Workload(Arc::new(behind))]);
     world.proposals.propose(a, to);
     world.proposals.propose(c, to);

@@ -1,6 +1,5 @@
 //! How to reach the servers, and what to ask them for.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use http::Uri;
 use prost::Name;
 
+use super::version::Versions;
 use crate::proto::discovery::Node;
 use crate::transport::{AddressError, Transport};
 
@@ -37,23 +37,23 @@ pub struct ClientConfig {
 pub struct Subscription {
     pub(super) type_url: Arc<str>,
     pub(super) wildcard: bool,
-    pub(super) held: HashMap<String, String>,
+    pub(super) held: Versions,
 }
 
 impl Subscription {
     /// All resources of the message type `M`.
     pub fn wildcard<M: Name>() -> Self {
-        Self { type_url: M::type_url().into(), wildcard: true, held: HashMap::new() }
+        Self { type_url: M::type_url().into(), wildcard: true, held: Versions::new() }
     }
 
     /// The resources of type `M` that are asked for through the handle.
     pub fn on_demand<M: Name>() -> Self {
-        Self { type_url: M::type_url().into(), wildcard: false, held: HashMap::new() }
+        Self { type_url: M::type_url().into(), wildcard: false, held: Versions::new() }
     }
 
     /// States which resources are at hand already, name to version (from a cache on disk): the server sends
     /// what differs, and says what is gone.
-    pub fn holding(mut self, versions: HashMap<String, String>) -> Self {
+    pub fn holding(mut self, versions: Versions) -> Self {
         self.held = versions;
         self
     }

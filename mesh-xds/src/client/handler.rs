@@ -11,6 +11,12 @@ pub trait Handler {
     /// A stream was opened, perhaps to another server than before: what comes next are its first answers.
     fn stream_opened(&mut self) {}
 
+    /// The name of a resource where the handler keeps it anyway, so that the client need not keep another copy.
+    fn shared_name(&self, name: &str) -> Option<Arc<str>> {
+        let _ = name;
+        None
+    }
+
     /// Takes in what one response brought and returns the resources that were refused. Those keep their last good
     /// version (the handler keeps its own last good value of them); all others count as accepted.
     ///

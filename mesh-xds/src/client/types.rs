@@ -8,6 +8,7 @@ use prost::Message;
 
 use super::config::Subscription;
 use super::handler::{Handler, Rejection, Update};
+use super::version::{Version, Versions};
 use crate::proto::Any;
 use crate::proto::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use crate::proto::mesh::RejectedResource;
@@ -31,16 +32,12 @@ pub(super) struct TypeState {
     wildcard: bool,
     /// Names the server was asked for, or will be by the first request.
     names: imbl::OrdSet<String>,
-    held: HashMap<String, Held>,
+    held: Versions,
+    /// On demand only, by name: other names that may be among those asked for.
+    aliases: HashMap<Arc<str>, Vec<String>>,
     /// Wildcard only: names of which no version was ever accepted. The next stream names them too, so that the server
     /// sends them again or says that they are gone: the handler may keep something in their place.
     refused: HashSet<String>,
-}
-
-struct Held {
-    version: String,
-    /// On demand only: names that may be among those asked for.
-    aliases: Vec<String>,
 }
 
 /// What came of a response.
@@ -54,10 +51,8 @@ pub(super) struct Received {
 impl Types {
     pub(super) fn new(subscriptions: Vec<Subscription>) -> Self {
         let types = subscriptions.into_iter().map(|subscription| {
-            let held = subscription.held.into_iter();
-            let held = held.map(|(name, version)| (name, Held { version, aliases: Vec::new() })).collect();
-            let wildcard = subscription.wildcard;
-            (subscription.type_url, TypeState { wildcard, held, ..TypeState::default() })
+            let Subscription { type_url, wildcard, held } = subscription;
+            (type_url, TypeState { wildcard, held, ..TypeState::default() })
         });
         Self { types: types.collect() }
     }
@@ -114,7 +109,7 @@ impl Types {
         let update = Update { type_url, resources, removed, unreadable, more };
         let mut rejections = update.unreadable.clone();
         rejections.extend(handler.apply(&update));
-        state.hold(&update, &rejections);
+        state.hold(&update, &rejections, handler);
         Received { answer: answer(&update.type_url, nonce, &rejections), update, rejections }
     }
 }
@@ -143,7 +138,7 @@ impl TypeState {
             initial_resource_versions: self
                 .held
                 .iter()
-                .map(|(name, held)| (name.clone(), held.version.clone()))
+                .map(|(name, held)| (name.to_string(), held.to_string()))
                 .chain(self.refused.iter().map(|name| (name.clone(), String::new())))
                 .collect(),
             ..Default::default()
@@ -165,11 +160,14 @@ impl TypeState {
         self.names = wanted.clone();
 
         if !self.wildcard && !left.is_empty() {
-            let wants = |name: &String, held: &Held| {
-                wanted.contains(name) || held.aliases.iter().any(|alias| wanted.contains(alias))
+            let aliases = &self.aliases;
+            let wants = |name: &Arc<str>| {
+                let aliases = aliases.get(name).map(Vec::as_slice).unwrap_or_default();
+                wanted.contains(&**name) || aliases.iter().any(|alias| wanted.contains(alias))
             };
             let forgotten: Vec<String> =
-                self.held.extract_if(|name, held| !wants(name, held)).map(|(name, _)| name).collect();
+                self.held.extract_if(|name, _| !wants(name)).map(|(name, _)| name.to_string()).collect();
+            forgotten.iter().for_each(|name| drop(self.aliases.remove(name.as_str())));
             // After a reconnect the server takes the names of what is held as asked for, too.
             left.extend(forgotten.iter().cloned());
             if !forgotten.is_empty() {
@@ -185,16 +183,24 @@ impl TypeState {
         })
     }
 
-    fn hold(&mut self, update: &Update, rejections: &[Rejection]) {
+    fn hold(&mut self, update: &Update, rejections: &[Rejection], handler: &impl Handler) {
         for name in &update.removed {
-            self.held.remove(name);
+            self.held.remove(name.as_str());
+            self.aliases.remove(name.as_str());
             self.refused.remove(name);
         }
         let rejected: HashSet<&str> = rejections.iter().map(|rejection| rejection.name.as_str()).collect();
         for resource in update.resources.iter().filter(|r| !rejected.contains(r.name.as_str())) {
-            let aliases = if self.wildcard { Vec::new() } else { resource.aliases.clone() };
             self.refused.remove(&resource.name);
-            self.held.insert(resource.name.clone(), Held { version: resource.version.clone(), aliases });
+            let version = Version::from(resource.version.as_str());
+            let shared = handler.shared_name(&resource.name);
+            // The handler may have a new copy of the name with a new version: the old one must not be kept alive.
+            let known = self.held.remove_entry(resource.name.as_str()).map(|(name, _)| name);
+            let name = shared.or(known).unwrap_or_else(|| resource.name.as_str().into());
+            if !self.wildcard {
+                self.aliases.insert(Arc::clone(&name), resource.aliases.clone());
+            }
+            self.held.insert(name, version);
         }
         if self.wildcard {
             let unheld =

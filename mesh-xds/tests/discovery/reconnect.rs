@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -88,7 +87,7 @@ async fn a_client_starts_from_what_a_cache_held() {
         .unwrap();
     let server = TestServer::start(&content).await;
     let held = [("same", version.as_str()), ("changed", "old"), ("gone", "old")];
-    let held: HashMap<_, _> = held.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    let held = held.iter().map(|(name, version)| ((*name).into(), (*version).into())).collect();
     let subscription = Subscription::wildcard::<Workload>().holding(held);
     let client = TestClient::start(client_config(&[server.uri()], subscription));
     client.synced().await;

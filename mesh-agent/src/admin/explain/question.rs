@@ -102,7 +102,7 @@ fn resolve(
     match addresses.first() {
         Some(address) => Ok(SocketAddr::new(*address, port)),
         None => {
-            let endpoints = entry.endpoints.values().flat_map(|endpoint| {
+            let endpoints = entry.endpoints.iter().flat_map(|endpoint| {
                 let port = endpoint.target_port(port).unwrap_or(port);
                 endpoint
                     .workload

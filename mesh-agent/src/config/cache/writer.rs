@@ -11,11 +11,15 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, warn};
 
 use super::{Cache, CacheError, Changes, Key, key};
+use crate::memory::give_back;
 
 /// The least time between two files.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Writing takes at most this part of the time: one in so many.
 const SHARE: u32 = 10;
+
+/// So many changes leave memory behind that is worth giving back.
+const MANY: usize = 1_000;
 
 /// Takes changes from the configuration client and brings them to disk.
 #[derive(Debug, Clone)]
@@ -104,7 +108,16 @@ impl CacheWriter {
             return;
         }
         let cache = self.shared.cache.clone();
-        let result = tokio::task::spawn_blocking(move || (cache.merge(&changes), changes)).await;
+        let result = tokio::task::spawn_blocking(move || {
+            let merged = cache.merge(&changes);
+            if merged.is_ok() && changes.len() >= MANY {
+                drop(changes);
+                give_back();
+                return (merged, Changes::new());
+            }
+            (merged, changes)
+        })
+        .await;
         match result {
             Ok((Ok(()), _)) => {}
             Ok((Err(error @ CacheError::Damaged { .. }), _)) => {

@@ -159,7 +159,7 @@ async fn what_cannot_be_read_leaves_the_last_good_version_or_else_denies() {
     // Also by an agent that starts while the server is away, and that asks for the policy again.
     let (store, held, ready) = world.restarted().await;
     assert!(ready && refusal(&store.shared().load(), "a").is_some());
-    assert_eq!(held.policies.get("shop/p").map(String::as_str), Some(""));
+    assert_eq!(held.policies.get("shop/p").map(ToString::to_string).as_deref(), Some(""));
 
     assert!(world.receive(&[policy("p", security::Action::Allow)], &[]).is_empty());
     assert_eq!(refusal(&world.seen(), "a"), None);
@@ -167,7 +167,7 @@ async fn what_cannot_be_read_leaves_the_last_good_version_or_else_denies() {
     assert_eq!(refusal(&world.seen(), "a"), None, "the last good version stays");
     let (store, held, _) = world.restarted().await;
     assert_eq!(refusal(&store.shared().load(), "a"), None);
-    assert_eq!(held.policies.get("shop/p").map(String::as_str), Some("1"));
+    assert_eq!(held.policies.get("shop/p").map(ToString::to_string).as_deref(), Some("1"));
 }
 
 #[tokio::test]

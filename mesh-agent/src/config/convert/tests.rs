@@ -30,7 +30,7 @@ fn resource(workload: wire::Workload) -> wire::Address {
 }
 
 fn read(workload: wire::Workload) -> Result<Arc<Workload>, InvalidResource> {
-    match change(&workload.uid.clone(), resource(workload))? {
+    match change(&workload.uid.clone(), resource(workload), &mut Pools::default())? {
         Change::Workload(workload) => Ok(workload),
         other => panic!("not a workload: {other:?}"),
     }
@@ -39,7 +39,7 @@ fn read(workload: wire::Workload) -> Result<Arc<Workload>, InvalidResource> {
 #[test]
 fn a_workload_is_read_with_its_defaults() {
     let workload = read(workload_message()).unwrap();
-    assert_eq!(workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    assert_eq!(*workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     assert_eq!(workload.tunnel, TunnelProtocol::Hbone);
     assert_eq!((&*workload.trust_domain, &*workload.service_account), ("cluster.local", "default"));
     assert!(workload.healthy);
@@ -105,12 +105,15 @@ fn what_cannot_be_used_is_refused_with_the_field() {
 
 #[test]
 fn a_resource_is_called_what_it_holds() {
-    let error = change("c//Pod/shop/other", resource(workload_message())).unwrap_err();
+    let error = change("c//Pod/shop/other", resource(workload_message()), &mut Pools::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the resource is named \"c//Pod/shop/other\" but holds \"c//Pod/shop/web\""
     );
-    assert_eq!(change("x", wire::Address { r#type: None }).unwrap_err(), InvalidResource::Empty);
+    assert_eq!(
+        change("x", wire::Address { r#type: None }, &mut Pools::default()).unwrap_err(),
+        InvalidResource::Empty
+    );
 }
 
 proptest! {
@@ -118,7 +121,7 @@ proptest! {
     #[test]
     fn no_bytes_crash_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(address) = <wire::Address as prost::Message>::decode(&*bytes) {
-            let _ = change("name", address);
+            let _ = change("name", address, &mut Pools::default());
         }
     }
 
@@ -131,7 +134,7 @@ proptest! {
             bytes[at] = value;
         }
         if let Ok(address) = <wire::Address as prost::Message>::decode(&*bytes) {
-            let _ = change("c//Pod/shop/web", address);
+            let _ = change("c//Pod/shop/web", address, &mut Pools::default());
         }
     }
 }

@@ -21,36 +21,39 @@ fn service(hostname: &str, address: &str, load_balancing: LoadBalancing) -> Arc<
 fn workload(name: &str, address: &str, node: &str, services: &[&str]) -> Workload {
     Workload {
         uid: format!("c//Pod/shop/{name}").into(),
-        name: name.into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-        trust_domain: "cluster.local".into(),
-        addresses: vec![address.parse().unwrap()],
-        hostname: "".into(),
-        network: "".into(),
-        cluster: "c".into(),
+        addresses: vec![address.parse().unwrap()].into(),
         node: node.into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_name: name.into(),
-        tunnel: TunnelProtocol::None,
-        waypoint: None,
-        network_gateway: None,
         healthy: true,
-        weight: 1,
-        locality: Locality::default(),
-        services: services
-            .iter()
-            .map(|hostname| {
-                let id = ServiceName { namespace: "shop".into(), hostname: (*hostname).into() };
-                (id, vec![PortMapping { service_port: 80, target_port: 8080 }])
-            })
-            .collect(),
-        authorization_policies: vec![],
-        mutual_tls: Default::default(),
-        redirection: Redirection::default(),
-        failure_mode: None,
+        locality: Default::default(),
+        own_name: None,
+        load: Default::default(),
+        template: Arc::new(crate::config::Template {
+            namespace: "shop".into(),
+            service_account: "default".into(),
+            trust_domain: "cluster.local".into(),
+            hostname: "".into(),
+            network: "".into(),
+            cluster: "c".into(),
+            host_network: false,
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_name: name.into(),
+            tunnel: TunnelProtocol::None,
+            waypoint: None,
+            network_gateway: None,
+            weight: 1,
+            services: services
+                .iter()
+                .map(|hostname| {
+                    let id = ServiceName { namespace: "shop".into(), hostname: (*hostname).into() };
+                    (id, vec![PortMapping { service_port: 80, target_port: 8080 }])
+                })
+                .collect(),
+            authorization_policies: vec![],
+            mutual_tls: Default::default(),
+            redirection: Redirection::default(),
+            failure_mode: None,
+        }),
     }
 }
 
@@ -64,7 +67,7 @@ fn ip(text: &str) -> IpAddr {
 
 fn chosen(snapshot: &Snapshot, address: &str) -> Vec<Vec<String>> {
     let entry = snapshot.service_by_address(ip(address)).expect("service");
-    entry.tiers.iter().map(|tier| tier.iter().map(|e| e.workload.name.to_string()).collect()).collect()
+    entry.tiers.iter().map(|tier| tier.iter().map(|e| e.workload.name().to_owned()).collect()).collect()
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn endpoints_meet_their_service_in_any_order() {
     store.apply([Change::Workload(Arc::new(workload("b", "10.0.0.2", "n2", &["web"])))]);
     let snapshot = store.shared().load();
     assert_eq!(chosen(&snapshot, "10.96.0.1"), [["a", "b"]]);
-    assert_eq!(snapshot.workload_by_address(ip("10.0.0.2")).unwrap().name.as_ref(), "b");
+    assert_eq!(snapshot.workload_by_address(ip("10.0.0.2")).unwrap().name(), "b");
     assert_eq!(snapshot.revision(), 3);
 }
 
@@ -100,7 +103,7 @@ fn an_address_taken_over_stays_with_its_new_owner() {
     store.apply([Change::Workload(Arc::new(workload("old", "10.0.0.1", "n1", &[])))]);
     store.apply([Change::Workload(Arc::new(workload("new", "10.0.0.1", "n1", &[])))]);
     store.apply([Change::Remove("c//Pod/shop/old".into())]);
-    assert_eq!(store.shared().load().workload_by_address(ip("10.0.0.1")).unwrap().name.as_ref(), "new");
+    assert_eq!(store.shared().load().workload_by_address(ip("10.0.0.1")).unwrap().name(), "new");
 }
 
 #[test]
@@ -138,11 +141,11 @@ fn locality_orders_endpoints_into_tiers() {
     let place =
         |region: &str, zone: &str| Locality { region: region.into(), zone: zone.into(), subzone: "".into() };
     let mut here = workload("here", "10.0.0.1", "n1", &["web", "local"]);
-    here.locality = place("eu", "a");
+    here.locality = place("eu", "a").into();
     let mut region = workload("region", "10.0.0.2", "n2", &["web", "local"]);
-    region.locality = place("eu", "b");
+    region.locality = place("eu", "b").into();
     let mut far = workload("far", "10.0.0.3", "n3", &["web", "local"]);
-    far.locality = place("us", "a");
+    far.locality = place("us", "a").into();
     let failover = LoadBalancing {
         preference: vec![RoutingScope::Region, RoutingScope::Zone],
         mode: BalanceMode::Failover,
@@ -169,8 +172,7 @@ fn locality_orders_endpoints_into_tiers() {
 #[test]
 fn host_network_workloads_do_not_own_their_address() {
     let mut store = store();
-    let mut workload = workload("proxy", "192.0.2.1", "n1", &[]);
-    workload.host_network = true;
+    let workload = workload("proxy", "192.0.2.1", "n1", &[]).with(|shared| shared.host_network = true);
     store.apply([Change::Workload(Arc::new(workload))]);
     assert!(store.shared().load().workload_by_address(ip("192.0.2.1")).is_none());
 }

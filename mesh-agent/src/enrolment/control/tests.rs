@@ -1,34 +1,37 @@
 use super::*;
-use crate::config::{Change, LocalNode, Locality, Store};
+use crate::config::{Change, LocalNode, Store};
 use crate::pods::{FailureMode, Redirection};
 
 fn workload(name: &str, node: &str) -> Workload {
     Workload {
         uid: format!("c//Pod/shop/{name}").into(),
-        name: name.into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-        trust_domain: "cluster.local".into(),
-        addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        hostname: "".into(),
-        network: "".into(),
-        cluster: "c".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
         node: node.into(),
-        host_network: false,
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_name: name.into(),
-        tunnel: TunnelProtocol::Hbone,
-        waypoint: None,
-        network_gateway: None,
         healthy: true,
-        weight: 1,
-        locality: Locality::default(),
-        services: vec![],
-        authorization_policies: vec![],
-        mutual_tls: Default::default(),
-        redirection: Redirection::default(),
-        failure_mode: None,
+        locality: Default::default(),
+        own_name: None,
+        load: Default::default(),
+        template: Arc::new(crate::config::Template {
+            namespace: "shop".into(),
+            service_account: "default".into(),
+            trust_domain: "cluster.local".into(),
+            hostname: "".into(),
+            network: "".into(),
+            cluster: "c".into(),
+            host_network: false,
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_name: name.into(),
+            tunnel: TunnelProtocol::Hbone,
+            waypoint: None,
+            network_gateway: None,
+            weight: 1,
+            services: vec![],
+            authorization_policies: vec![],
+            mutual_tls: Default::default(),
+            redirection: Redirection::default(),
+            failure_mode: None,
+        }),
     }
 }
 
@@ -42,14 +45,13 @@ async fn workloads_of_this_node_are_its_pods() {
 
     let changes = [
         workload("here", "one"),
-        Workload {
-            tunnel: TunnelProtocol::None,
-            failure_mode: Some(FailureMode::Open),
-            ..workload("plain", "one")
-        },
-        Workload { host_network: true, ..workload("host", "one") },
-        Workload { addresses: vec![], ..workload("starting", "one") },
-        Workload { cluster: "other".into(), ..workload("namesake", "one") },
+        workload("plain", "one").with(|shared| {
+            shared.tunnel = TunnelProtocol::None;
+            shared.failure_mode = Some(FailureMode::Open);
+        }),
+        workload("host", "one").with(|shared| shared.host_network = true),
+        Workload { addresses: [].into(), ..workload("starting", "one") },
+        workload("namesake", "one").with(|shared| shared.cluster = "other".into()),
         workload("there", "two"),
     ];
     store.apply(changes.map(|workload| Change::Workload(Arc::new(workload))));

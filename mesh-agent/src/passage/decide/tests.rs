@@ -58,11 +58,11 @@ fn unpacked(workload: Arc<Workload>) -> Workload {
 fn pod(workload: &Workload) -> LocalPod {
     LocalPod {
         uid: Arc::clone(&workload.uid),
-        name: Arc::clone(&workload.name),
+        name: workload.name().into(),
         namespace: Arc::clone(&workload.namespace),
         service_account: Arc::clone(&workload.service_account),
         kubernetes_uid: None,
-        addresses: workload.addresses.clone(),
+        addresses: workload.addresses.to_vec(),
         device: None,
         enrolled: true,
         redirection: Redirection::default(),
@@ -98,7 +98,7 @@ fn through(ruling: &Ruling) -> Option<ThroughAgent> {
 fn pods_of_one_node_pass_and_are_known() {
     let Ruling::Pass(parties) = Mesh::new().rule() else { panic!() };
     assert_eq!(parties.client.identity.principal(), "cluster.local/ns/shop/sa/client");
-    assert_eq!(parties.server.workload.unwrap().name, "web-1".into());
+    assert_eq!(parties.server.workload.unwrap().name(), "web-1");
     assert_eq!(parties.direction, Direction::Outbound);
 
     let mut mesh = Mesh::new();
@@ -158,7 +158,6 @@ fn what_the_agent_has_to_do_with_goes_through_it() {
         (
             |mesh| {
                 mesh.server.uid = "c1//Pod/shop/former".into();
-                mesh.server.name = "former".into();
             },
             ThroughAgent::UnknownServer,
         ),

@@ -37,7 +37,7 @@ fn the_revision_changes_only_with_what_decides_here() {
     }
     store.insert_workload(Some(&here), &Workload { healthy: false, ..here.clone() });
     assert!(!bumped(&store), "readiness");
-    let renamed = Workload { service_account: "other".into(), ..here.clone() };
+    let renamed = here.clone().with(|shared| shared.service_account = "other".into());
     store.insert_workload(Some(&here), &renamed);
     assert!(bumped(&store), "another identity");
     store.insert_workload(Some(&renamed), &workload("shop", &[]));

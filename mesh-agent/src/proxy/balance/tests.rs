@@ -27,7 +27,7 @@ fn entry(snapshot: &Snapshot) -> &ServiceEntry {
 }
 
 fn name(endpoint: &Endpoint) -> String {
-    endpoint.workload.name.to_string()
+    endpoint.workload.name().to_owned()
 }
 
 /// Chooses `count` times, without a connection staying open.
@@ -67,11 +67,11 @@ proptest! {
         for _ in 0..total * 50 {
             let (_, endpoint) =
                 choose(entry(&snapshot), &Tried::default(), Instant::now(), &mut rng, |_| true, |_| false).unwrap();
-            open.push(endpoint.load.enter());
+            open.push(endpoint.load().enter());
         }
-        for endpoint in entry(&snapshot).endpoints.values() {
+        for endpoint in entry(&snapshot).endpoints.iter() {
             let fair = f64::from(endpoint.workload.weight) * 50.0;
-            let found = f64::from(endpoint.load.active());
+            let found = f64::from(endpoint.load().active());
             prop_assert!((found - fair).abs() <= (fair * 0.2).max(8.0), "{found} instead of {fair} of {weights:?}");
         }
     }
@@ -101,8 +101,8 @@ proptest! {
 #[test]
 fn a_busy_endpoint_is_left_alone() {
     let snapshot = mesh(&[1, 1, 1], &["n1"]);
-    let busy = entry(&snapshot).endpoints.values().next().unwrap();
-    let _open: Vec<_> = (0..100).map(|_| busy.load.enter()).collect();
+    let busy = entry(&snapshot).endpoints.iter().next().unwrap();
+    let _open: Vec<_> = (0..100).map(|_| busy.load().enter()).collect();
     let shares = shares(entry(&snapshot), 1000, Instant::now());
     assert_eq!(shares.get(&name(busy)), None);
 }
@@ -127,7 +127,7 @@ fn what_failed_is_avoided_for_a_while_even_for_a_farther_one() {
     let snapshot = mesh(&[1, 1], &["n1", "n2"]);
     let entry = entry(&snapshot);
     let now = Instant::now();
-    let near = entry.endpoints.values().find(|endpoint| endpoint.workload.node.as_ref() == "n1").unwrap();
+    let near = entry.endpoints.iter().find(|endpoint| endpoint.workload.node.as_ref() == "n1").unwrap();
     note_failure(entry, near, now);
     assert_eq!(shares(entry, 100, now).get(&name(near)), None);
     assert!(shares(entry, 100, now + Duration::from_secs(2))[&name(near)] > 0.99);
@@ -138,10 +138,10 @@ fn never_more_than_half_of_a_service_is_ejected() {
     let snapshot = mesh(&[1; 5], &["n1", "n2"]);
     let entry = entry(&snapshot);
     let now = Instant::now();
-    for endpoint in entry.endpoints.values() {
+    for endpoint in entry.endpoints.iter() {
         note_failure(entry, endpoint, now);
     }
-    let ejected = entry.endpoints.values().filter(|endpoint| endpoint.load.is_ejected(now)).count();
+    let ejected = entry.endpoints.iter().filter(|endpoint| endpoint.load().is_ejected(now)).count();
     assert_eq!(ejected, 2);
 }
 
@@ -150,6 +150,6 @@ fn a_lone_endpoint_is_chosen_though_it_failed() {
     let snapshot = mesh(&[1], &["n1"]);
     let entry = entry(&snapshot);
     let now = Instant::now();
-    note_failure(entry, entry.endpoints.values().next().unwrap(), now);
+    note_failure(entry, entry.endpoints.iter().next().unwrap(), now);
     assert_eq!(shares(entry, 10, now).len(), 1);
 }

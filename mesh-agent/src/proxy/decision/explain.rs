@@ -175,7 +175,7 @@ impl Explanation {
                 self.tiers.push(candidates);
             }
         }
-        for endpoint in entry.endpoints.values() {
+        for endpoint in entry.endpoints.iter() {
             let in_a_tier = |known: &Endpoint| known.workload.uid == endpoint.workload.uid;
             if !entry.tiers.iter().flat_map(|tier| tier.iter()).any(in_a_tier) {
                 let because = if endpoint.workload.healthy { Because::TooFar } else { Because::NotReady };

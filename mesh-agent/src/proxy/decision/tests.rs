@@ -53,7 +53,7 @@ fn preserved(text: &str) -> SourceAddress {
 fn a_service_address_leads_to_its_endpoints() {
     let decision = mesh().decide("10.1.0.1:40000", "10.96.0.1:80");
     assert_eq!(decision.direction, Direction::Outbound);
-    assert_eq!(decision.source.unwrap().name.as_ref(), "client");
+    assert_eq!(decision.source.unwrap().name(), "client");
     assert_eq!(decision.service.unwrap().name.as_ref(), "web");
     assert!(matches!(decision.outcome, Ok(Target::Service { port: 80, .. })));
 }
@@ -147,7 +147,7 @@ fn a_workload_address_leads_to_that_workload() {
     let mesh = mesh();
     let remote = mesh.single("10.1.0.1:40000", "10.2.0.1:9000");
     assert_eq!(remote.address, at("10.2.0.1:9000"));
-    assert_eq!(remote.workload.unwrap().name.as_ref(), "remote");
+    assert_eq!(remote.workload.unwrap().name(), "remote");
     assert_eq!(remote.source, preserved("10.1.0.1"));
     assert_eq!((remote.path, remote.server_side), (Path::Remote, None));
 
@@ -190,7 +190,7 @@ fn connections_to_a_pod_keep_their_source_whoever_that_is() {
     let mesh = mesh();
     let decision = mesh.decide("10.2.0.1:40000", "10.1.0.2:80");
     assert_eq!(decision.direction, Direction::Inbound);
-    assert_eq!(decision.source.unwrap().name.as_ref(), "remote");
+    assert_eq!(decision.source.unwrap().name(), "remote");
     assert_eq!(mesh.single("10.2.0.1:40000", "10.1.0.2:80").source, preserved("10.2.0.1"));
     assert_eq!(mesh.single("203.0.113.9:40000", "10.1.0.2:80").source, preserved("203.0.113.9"));
     assert!(mesh.decide("203.0.113.9:40000", "10.1.0.2:80").source.is_none());

@@ -89,7 +89,7 @@ pub(super) fn waypoint_of(
 /// Whether `workload` is one of the waypoint's own.
 pub(super) fn serves(snapshot: &Snapshot, workload: &Workload, waypoint: &Gateway) -> bool {
     match (service_of(snapshot, waypoint), &waypoint.address) {
-        (Some(entry), _) => entry.endpoints.contains_key(&workload.uid),
+        (Some(entry), _) => entry.endpoints.get(&workload.uid).is_some(),
         (None, GatewayAddress::Address(place)) => {
             workload.network_addresses().any(|address| address == *place)
         }
@@ -131,7 +131,7 @@ pub(super) fn to_waypoint(
     Upstream {
         address,
         workload: Some(Arc::clone(workload)),
-        load: snapshot.load(&workload.uid).cloned(),
+        load: Some(Arc::clone(workload.load.get())),
         source: source_address(client, Some(workload), is_pod, address.ip()),
         path: Path::Waypoint,
         tunnel: Some(Arc::new(TunnelPath {
@@ -155,7 +155,7 @@ pub(super) fn behind_gateway(
     Ok(Upstream {
         address: gateway.address,
         workload: Some(Arc::clone(&endpoint.workload)),
-        load: Some(Arc::clone(&endpoint.load)),
+        load: Some(Arc::clone(endpoint.load())),
         source: SourceAddress::Node(NotPreserved::OtherNetwork),
         path: Path::NetworkGateway,
         tunnel: Some(Arc::new(TunnelPath {
@@ -190,7 +190,7 @@ pub(super) fn gateway_of<'a>(
         let addressed =
             endpoints.filter_map(|endpoint| Some((endpoint, *endpoint.workload.addresses.first()?)));
         return addressed
-            .min_by_key(|(endpoint, _)| endpoint.load.active())
+            .min_by_key(|(endpoint, _)| endpoint.load().active())
             .map(|(endpoint, address)| NetworkGateway {
                 address: SocketAddr::new(address, gateway.hbone_port),
                 workload: &endpoint.workload,

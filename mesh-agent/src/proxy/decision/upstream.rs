@@ -53,7 +53,7 @@ pub(super) fn upstream(
     Upstream {
         address,
         workload: workload.cloned(),
-        load: workload.and_then(|known| snapshot.load(&known.uid)).cloned(),
+        load: workload.map(|known| Arc::clone(known.load.get())),
         source: source_address(client, workload, local_pod.is_some(), address.ip()),
         path,
         tunnel: tunnel.map(Arc::new),

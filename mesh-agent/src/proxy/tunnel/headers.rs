@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_workload_introduces_itself_as_ztunnel_does() {
         let mut web = workload("web", &["10.1.0.1"], "n1", &[]);
-        web.locality.region = "eu, west".into();
+        std::sync::Arc::make_mut(&mut web.locality).region = "eu, west".into();
         let value = baggage(&web);
         assert_eq!(
             value,

@@ -63,7 +63,7 @@ impl Line {
     fn peer(&mut self, keys: &PeerKeys, peer: &Peer) {
         self.text(keys.address, canonical(peer.address));
         if let Some(workload) = &peer.workload {
-            self.text(keys.workload, &workload.name);
+            self.text(keys.workload, workload.name());
             self.text(keys.namespace, &workload.namespace);
         }
         // Where it is missing, nothing was proved.

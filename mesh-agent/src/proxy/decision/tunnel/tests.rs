@@ -51,7 +51,7 @@ fn endpoint(mesh: &(Arc<Snapshot>, LocalPods), destination: &str, name: &str) ->
         panic!("{:?}", decision.outcome);
     };
     let uid = format!("c//Pod/shop/{name}");
-    let endpoint = entry.endpoints.get(&*uid).unwrap();
+    let endpoint = entry.endpoints.get(&uid).unwrap();
     let upstream = decision.endpoint_upstream(snapshot, pods, endpoint, at(CLIENT), at(destination));
     assert_eq!(upstream.is_ok(), decision.is_usable(snapshot, endpoint, at(destination)));
     upstream
@@ -170,7 +170,7 @@ fn a_workload_may_have_a_waypoint_by_address() {
 fn another_network_is_reached_through_its_gateway() {
     let mut far = enrolled("far", "10.1.0.1", "n9", &["web"]);
     far.network = "west".into();
-    far.addresses.clear();
+    far.addresses = [].into();
     let place = NetworkAddress { network: "".into(), address: ip("192.0.2.9") };
     far.network_gateway = Some(Gateway { address: GatewayAddress::Address(place), hbone_port: 15008 });
     let mut gateway = enrolled("gateway", "192.0.2.9", "", &[]);

@@ -34,7 +34,7 @@ fn a_tunnel_leads_to_its_own_pod() {
         assert_eq!(decision.direction, Direction::Inbound);
         assert_eq!(decision.security, ConnectionSecurity::MutualTls);
         assert_eq!(decision.identity, Some(Arc::clone(&default)));
-        assert_eq!(decision.source.unwrap().name.as_ref(), "client");
+        assert_eq!(decision.source.unwrap().name(), "client");
         assert_eq!(decision.service.is_some(), authority.starts_with("web"));
         let Ok(Target::Single(upstream)) = decision.outcome else { panic!("{authority}") };
         assert_eq!((upstream.address, upstream.path), (at(address), Path::SameNode));

@@ -56,7 +56,7 @@ impl Client {
         // The server is told of exactly what the program has.
         let (_, state) = self.types.iter().next().unwrap();
         assert_eq!(state.held.len(), self.good.0.len());
-        assert!(state.held.keys().all(|name| self.good.0.contains_key(name)));
+        assert!(state.held.keys().all(|name| self.good.0.contains_key(&**name)));
     }
 }
 
