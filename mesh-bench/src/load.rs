@@ -1,7 +1,7 @@
 //! The load: a server and a client, each a process with one thread, in the pods of a lab.
 //!
 //! Both are plain event loops on non-blocking sockets, so that what is measured is the way between them and not they. A
-//! connection begins with a [`Header`] that tells the server what it is for:
+//! connection begins with a `Header` that tells the server what it is for:
 //!
 //! | purpose | the client | the server |
 //! |---|---|---|
