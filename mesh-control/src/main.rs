@@ -11,8 +11,9 @@ use mesh_control::control::Control;
 use mesh_control::model::findings::Severity;
 use mesh_control::settings::{Cli, Command, LogFormat, Settings};
 use mesh_control::source::files;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -24,9 +25,19 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     log_to_stderr(&cli.serve.log_level, cli.serve.log_format)?;
     let settings = cli.serve.check()?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An agent is a connection; the soft limit of open files is often 1,024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files: fewer agents may connect than --max-connections says");
+    }
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
