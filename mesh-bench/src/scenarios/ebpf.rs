@@ -31,6 +31,8 @@ const FIRST_PORT: u16 = 1024;
 /// What `steer` returns.
 const NEXT: i32 = -1;
 const TO_STACK: i32 = 0;
+/// Straight into the other pod (`TC_ACT_REDIRECT`).
+const INTO_POD: i32 = 7;
 
 /// One way through a program.
 struct Case {
@@ -111,7 +113,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             passed.server,
             frames::ACK,
             client_device,
-            NEXT,
+            INTO_POD,
         ),
         tcp(
             "ns_per_packet_steer_established_passed_back",
@@ -119,7 +121,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             passed.client,
             frames::ACK,
             server_device,
-            NEXT,
+            INTO_POD,
         ),
         tcp(
             "ns_per_packet_steer_syn_proxied",
