@@ -1,7 +1,5 @@
 //! From the text of a manifest file to resources and problems. No file is touched here.
 
-mod typed;
-
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +8,7 @@ use std::path::Path;
 
 use super::tree::{Node, Value};
 use crate::model::findings::{FieldPath, Finding, Severity, field};
-use crate::model::{Kind, ObjectName, Resource, ResourceKey};
+use crate::model::{self, Kind, ObjectName, Resource, ResourceKey};
 use crate::source::Problem;
 
 /// Documents, or items of lists, in one file.
@@ -119,7 +117,7 @@ impl Manifest {
     fn read_resource(&mut self, object: &Object<'_>, kind: Kind, version: &str) {
         let key = object.key(kind);
         let (resource, mut findings) = if kind.versions().contains(&version) {
-            typed::read(kind, object.tree)
+            model::read(kind, object.tree.value.to_json())
         } else {
             let versions = kind.versions().join(", ");
             let reason = format!("version {version:?} of {kind} is not known; known are {versions}");

@@ -5,42 +5,41 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 
-use crate::model::findings::{FieldPath, Finding, Findings, Segment};
-use crate::model::{
+use super::findings::{FieldPath, Finding, Findings, Segment};
+use super::{
     AuthorizationPolicy, AuthorizationPolicyObject, EndpointSlice, Kind, Namespace, Node, PeerAuthentication,
     PeerAuthenticationObject, Pod, Resource, Service, ServiceEntry, ServiceEntryObject, WorkloadEntry,
     WorkloadEntryObject,
 };
-use crate::source::files::tree;
 
-/// Reads an object as its kind. No resource comes with at least one refusal.
-pub(super) fn read(kind: Kind, tree: &tree::Node) -> (Option<Resource>, Vec<Finding>) {
+/// Reads an object of the Kubernetes API as its kind. No resource comes with at least one refusal.
+pub fn read(kind: Kind, object: serde_json::Value) -> (Option<Resource>, Vec<Finding>) {
     match kind {
-        Kind::Namespace => read_as(kind, tree, |object: core::Namespace, findings| {
+        Kind::Namespace => read_as(kind, object, |object: core::Namespace, findings| {
             Resource::Namespace(Arc::new(Namespace::read(object, findings)))
         }),
-        Kind::Node => read_as(kind, tree, |object: core::Node, findings| {
+        Kind::Node => read_as(kind, object, |object: core::Node, findings| {
             Resource::Node(Arc::new(Node::read(object, findings)))
         }),
-        Kind::Pod => read_as(kind, tree, |object: core::Pod, findings| {
+        Kind::Pod => read_as(kind, object, |object: core::Pod, findings| {
             Resource::Pod(Arc::new(Pod::read(object, findings)))
         }),
-        Kind::Service => read_as(kind, tree, |object: core::Service, findings| {
+        Kind::Service => read_as(kind, object, |object: core::Service, findings| {
             Resource::Service(Arc::new(Service::read(object, findings)))
         }),
-        Kind::EndpointSlice => read_as(kind, tree, |object: discovery::EndpointSlice, findings| {
+        Kind::EndpointSlice => read_as(kind, object, |object: discovery::EndpointSlice, findings| {
             Resource::EndpointSlice(Arc::new(EndpointSlice::read(object, findings)))
         }),
-        Kind::ServiceEntry => read_as(kind, tree, |object: ServiceEntryObject, findings| {
+        Kind::ServiceEntry => read_as(kind, object, |object: ServiceEntryObject, findings| {
             Resource::ServiceEntry(Arc::new(ServiceEntry::read(object, findings)))
         }),
-        Kind::WorkloadEntry => read_as(kind, tree, |object: WorkloadEntryObject, findings| {
+        Kind::WorkloadEntry => read_as(kind, object, |object: WorkloadEntryObject, findings| {
             Resource::WorkloadEntry(Arc::new(WorkloadEntry::read(object, findings)))
         }),
-        Kind::AuthorizationPolicy => read_as(kind, tree, |object: AuthorizationPolicyObject, findings| {
+        Kind::AuthorizationPolicy => read_as(kind, object, |object: AuthorizationPolicyObject, findings| {
             Resource::AuthorizationPolicy(Arc::new(AuthorizationPolicy::read(object, findings)))
         }),
-        Kind::PeerAuthentication => read_as(kind, tree, |object: PeerAuthenticationObject, findings| {
+        Kind::PeerAuthentication => read_as(kind, object, |object: PeerAuthenticationObject, findings| {
             Resource::PeerAuthentication(Arc::new(PeerAuthentication::read(object, findings)))
         }),
     }
@@ -48,14 +47,13 @@ pub(super) fn read(kind: Kind, tree: &tree::Node) -> (Option<Resource>, Vec<Find
 
 fn read_as<T: DeserializeOwned>(
     kind: Kind,
-    tree: &tree::Node,
+    object: serde_json::Value,
     read: impl FnOnce(T, &mut Findings) -> Resource,
 ) -> (Option<Resource>, Vec<Finding>) {
     let mut findings = Findings::default();
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
-    let json = tree.value.to_json();
-    let deserializer = serde_path_to_error::Deserializer::new(json, &mut track);
+    let deserializer = serde_path_to_error::Deserializer::new(object, &mut track);
     let object: Result<T, _> =
         serde_ignored::deserialize(deserializer, |field| unknown.push(unknown_path(&field)));
     for field in unknown {
