@@ -8,6 +8,7 @@ const FILES: &[&str] = &[
     "istio/workload.proto",
     "istio/security.proto",
     "istio/certificate.proto",
+    "mesh/balancing.proto",
     "mesh/discovery.proto",
     "mesh/redirection.proto",
     "mesh/security.proto",

@@ -1,8 +1,8 @@
 //! How our own messages travel inside Istio's: as extensions, found by their type.
 
-use super::mesh::{MutualTls, PolicyOrigin, TrafficRedirection};
+use super::mesh::{MutualTls, PolicyOrigin, SessionAffinity, Terminating, TrafficRedirection};
 use super::security::Authorization;
-use super::workload::{Extension, Workload};
+use super::workload::{Extension, Service, Workload};
 use super::{Any, Name, UnpackError};
 
 impl Workload {
@@ -24,6 +24,30 @@ impl Workload {
     /// Attaches mutual TLS settings, in place of those it had.
     pub fn set_mutual_tls(&mut self, settings: &MutualTls) {
         attach(&mut self.extensions, "mutual-tls", settings);
+    }
+
+    /// Whether the workload is being ended but still answers: what remains where nothing healthy is left.
+    pub fn is_terminating(&self) -> bool {
+        let type_url = Terminating::type_url();
+        let mut attached = self.extensions.iter().filter_map(|extension| extension.config.as_ref());
+        attached.any(|config| config.type_url == type_url)
+    }
+
+    /// Says that the workload is being ended but still answers.
+    pub fn set_terminating(&mut self) {
+        attach(&mut self.extensions, "terminating", &Terminating {});
+    }
+}
+
+impl Service {
+    /// The session affinity attached to the service, if any.
+    pub fn session_affinity(&self) -> Result<Option<SessionAffinity>, UnpackError> {
+        find(&self.extensions)
+    }
+
+    /// Attaches session affinity, in place of the one it had.
+    pub fn set_session_affinity(&mut self, affinity: &SessionAffinity) {
+        attach(&mut self.extensions, "session-affinity", affinity);
     }
 }
 
@@ -77,6 +101,19 @@ mod tests {
         workload.set_traffic_redirection(&second);
         assert_eq!(workload.traffic_redirection(), Ok(Some(second)));
         assert_eq!(workload.mutual_tls(), Ok(Some(strict)));
-        assert_eq!(workload.extensions.len(), 2);
+        assert!(!workload.is_terminating());
+        workload.set_terminating();
+        assert!(workload.is_terminating());
+        assert_eq!(workload.extensions.len(), 3);
+    }
+
+    #[test]
+    fn services_have_extensions_too() {
+        let mut service = Service::default();
+        assert_eq!(service.session_affinity(), Ok(None));
+        service.set_session_affinity(&SessionAffinity { timeout_seconds: 10 });
+        service.set_session_affinity(&SessionAffinity { timeout_seconds: 20 });
+        assert_eq!(service.session_affinity(), Ok(Some(SessionAffinity { timeout_seconds: 20 })));
+        assert_eq!(service.extensions.len(), 1);
     }
 }
