@@ -37,12 +37,14 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kube::Client;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::metrics::Metrics;
 use agents::{Agents, TokenFile, TokenReviews};
 pub use clock::Clock;
+pub(crate) use clock::{rfc3339, unix};
 pub use command::AuthorityCommand;
 pub use generations::{Lifetimes, Phase};
 pub(crate) use metrics::AuthorityMetrics;
@@ -50,6 +52,7 @@ pub use pem::CertificateFacts;
 use pool::Pool;
 pub(crate) use service::CertificateService;
 pub(crate) use serving::ServingCertificate;
+pub(crate) use settings::namespaced;
 pub use settings::{AuthorityArgs, AuthoritySettings, MaterialArgs, MaterialSettings, ReviewSettings};
 use signer::{MaterialError, Signer};
 use source::{Change, Directory, Files, Found, Plan, Secret, Source, SourceError};
@@ -85,7 +88,7 @@ impl fmt::Debug for Environment {
 }
 
 impl Environment {
-    async fn kubernetes(&self) -> Result<Client, kube::Error> {
+    pub(crate) async fn kubernetes(&self) -> Result<Client, kube::Error> {
         match &self.kubernetes {
             Some(client) => Ok(client.clone()),
             None => Client::try_default().await,
@@ -124,7 +127,8 @@ pub(crate) struct Authority {
     root_file: Option<PathBuf>,
     agents: Agents,
     workloads: Arc<Workloads>,
-    serving: Option<Arc<ServingCertificate>>,
+    serving: Vec<Arc<ServingCertificate>>,
+    roots: watch::Sender<Arc<str>>,
     current: ArcSwapOption<Current>,
     problems: ArcSwap<Problems>,
     pool: Pool,
@@ -139,11 +143,11 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// An authority that has not looked at anything yet. `serving` is kept valid with it.
+    /// An authority that has not looked at anything yet. The certificates in `serving` are kept valid with it.
     pub(crate) async fn new(
         settings: AuthoritySettings,
         trust_domain: &str,
-        serving: Option<Arc<ServingCertificate>>,
+        serving: Vec<Arc<ServingCertificate>>,
         environment: Environment,
         metrics: Arc<Metrics>,
     ) -> Result<Self, kube::Error> {
@@ -166,12 +170,18 @@ impl Authority {
             agents,
             workloads: Arc::new(Workloads::new(trust_domain)),
             serving,
+            roots: watch::Sender::default(),
             current: ArcSwapOption::default(),
             problems: ArcSwap::default(),
             pool: Pool::default(),
             clock: environment.clock,
             metrics,
         })
+    }
+
+    /// The roots to trust, PEM, now and later; empty until there are some.
+    pub(crate) fn roots(&self) -> watch::Receiver<Arc<str>> {
+        self.roots.subscribe()
     }
 
     /// The identities of each node, to be kept up to date.
@@ -217,12 +227,19 @@ impl Authority {
         let phase = found.generations.as_ref().map(|state| state.phase());
         info!(
             issuer = signer.certificate().subject,
-            expires = clock::rfc3339(signer.certificate().not_after),
+            expires = rfc3339(signer.certificate().not_after),
             roots = signer.roots().len(),
             rotation = phase.map(|phase| phase.name()),
             "the certificate authority signs"
         );
         self.metrics.authority.set_signer(&signer, phase);
+        self.roots.send_if_modified(|roots| {
+            let changed = **roots != *signer.bundle();
+            if changed {
+                *roots = signer.bundle().into();
+            }
+            changed
+        });
         self.current.store(Some(Arc::new(Current { signer, found })));
         Ok(())
     }
@@ -262,8 +279,8 @@ impl Authority {
     }
 
     fn refresh_serving(&self, signer: &Signer) {
-        let Some(serving) = &self.serving else { return };
-        let problem = serving.renew(signer, self.plan.lifetimes.leaf, self.clock.now()).err();
+        let (lifetime, now) = (self.plan.lifetimes.leaf, self.clock.now());
+        let problem = self.serving.iter().find_map(|serving| serving.renew(signer, lifetime, now).err());
         let problem = problem.map(|error| format!("the server's own certificate: {error}"));
         self.note("serving", problem, |problems| &mut problems.serving);
     }

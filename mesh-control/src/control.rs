@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use kube::Client;
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
 use mesh_xds::proto::{Any, Name};
@@ -18,13 +19,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::admission::{Admission, LeaderSettings, Registrar};
 use crate::authority::{Authority, CertificateService, Environment, ServingCertificate, WorkloadsWriter};
+use crate::conditions::StatusWriter;
+use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::serve::grpc::Endpoint;
 use crate::serve::http;
 use crate::settings::{ServerCertificate, Settings};
 use crate::source::{self, Batch};
-use crate::status::{Content, Status};
+use crate::status::{Content, InKubernetes, Status};
 use crate::translate::{Message, Output, OutputType, Translator};
 
 /// Batches a source may be ahead of translation.
@@ -66,7 +70,7 @@ pub enum StartError {
         reason: String,
     },
     /// There is no Kubernetes API to ask.
-    #[error("the Kubernetes API cannot be used, which --ca-secret and --agent-token-review take: {0}")]
+    #[error("the Kubernetes API cannot be used, which --ca-secret, --agent-token-review and --leader-lease take: {0}")]
     Kubernetes(kube::Error),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
@@ -82,6 +86,8 @@ pub struct Control {
     pub tls_address: Option<SocketAddr>,
     /// Where health, metrics and status are.
     pub http_address: SocketAddr,
+    /// Where the API server asks about policies.
+    pub webhook_address: Option<SocketAddr>,
     status: Arc<Status>,
     discovery: DiscoveryServer,
     stop: CancellationToken,
@@ -112,6 +118,14 @@ impl Control {
             ServerCertificate::Issued(names) => Some(Arc::new(ServingCertificate::new(names.clone()))),
             ServerCertificate::Files { .. } => None,
         });
+        let root_namespace = settings.mesh.root_namespace.clone();
+        let admission = settings.admission.map(|admission| {
+            Arc::new(Admission::new(admission, &root_namespace, Arc::clone(&metrics)))
+        });
+        let client = match &settings.leader {
+            Some(_) => Some(environment.kubernetes().await.map_err(StartError::Kubernetes)?),
+            None => None,
+        };
         let mut plain_service = CertificateService::NotConfigured;
         let mut tls_service = CertificateService::NotConfigured;
         let mut authority = None;
@@ -120,7 +134,7 @@ impl Control {
             let made = Authority::new(
                 of_authority,
                 &settings.mesh.trust_domain,
-                serving.clone(),
+                serving.iter().cloned().chain(admission.as_ref().map(|admission| admission.certificate())).collect(),
                 environment,
                 Arc::clone(&metrics),
             );
@@ -131,7 +145,17 @@ impl Control {
             authority = Some(made);
         }
         let workloads = authority.as_ref().map(|authority| authority.workloads());
-        let status = Arc::new(Status::new(Arc::clone(&metrics), discovery.clone(), authority.clone()));
+        let writers = settings.leader.zip(client).map(|(leader, client)| {
+            Writers::new(leader, client, &root_namespace, admission.as_ref(), authority.as_ref(), &metrics)
+        });
+        let in_kubernetes = InKubernetes {
+            admission: admission.clone(),
+            leader: writers.as_ref().map(|writers| writers.election.status()),
+            conditions: writers.as_ref().and_then(|writers| writers.conditions.clone()),
+        };
+        let (metrics_of_status, discovery_of_status) = (Arc::clone(&metrics), discovery.clone());
+        let status = Status::new(metrics_of_status, discovery_of_status, authority.clone(), in_kubernetes);
+        let status = Arc::new(status);
 
         let mut endpoints = vec![Endpoint::plain(settings.grpc_address, plain_service)?];
         if let Some(tls) = &settings.tls {
@@ -144,6 +168,12 @@ impl Control {
         let bind_error = |source| StartError::Bind { address: settings.http_address, source };
         let listener = TcpListener::bind(settings.http_address).await.map_err(bind_error)?;
         let http_address = listener.local_addr().map_err(StartError::Socket)?;
+        let webhook = match &admission {
+            Some(admission) => Some((Arc::clone(admission), admission.listen().await?)),
+            None => None,
+        };
+        let webhook_address = webhook.as_ref().map(|(_, listener)| listener.local_addr()).transpose();
+        let webhook_address = webhook_address.map_err(StartError::Socket)?;
 
         let (batches, received) = mpsc::channel(BATCH_QUEUE);
         let (complete, completed) = oneshot::channel();
@@ -175,8 +205,14 @@ impl Control {
         if let Some(authority) = authority {
             tasks.spawn(authority.keep(stop.clone()).map(Ok));
         }
-        info!(%grpc_address, ?tls_address, %http_address, "started");
-        Ok(Self { grpc_address, tls_address, http_address, status, discovery, stop, tasks })
+        if let Some((admission, listener)) = webhook {
+            tasks.spawn(admission.serve(listener, stop.clone()));
+        }
+        if let Some(writers) = writers {
+            tasks.spawn(writers.run(stop.clone()).map(Ok));
+        }
+        info!(%grpc_address, ?tls_address, %http_address, ?webhook_address, "started");
+        Ok(Self { grpc_address, tls_address, http_address, webhook_address, status, discovery, stop, tasks })
     }
 
     /// Runs until something fails, which it should not.
@@ -199,6 +235,46 @@ impl Control {
         if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
             info!("some connections did not end in {STOP_TIMEOUT:?} and are cut");
         }
+    }
+}
+
+/// Writes to the Kubernetes API, on one of several servers.
+struct Writers {
+    election: Election,
+    registrar: Option<Registrar>,
+    conditions: Option<StatusWriter>,
+}
+
+impl Writers {
+    fn new(
+        settings: LeaderSettings,
+        client: Client,
+        root_namespace: &str,
+        admission: Option<&Arc<Admission>>,
+        authority: Option<&Arc<Authority>>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let registrar = admission.zip(authority).map(|(admission, authority)| {
+            Registrar::new(Arc::clone(admission), client.clone(), authority.roots())
+        });
+        let conditions = settings
+            .write_status
+            .then(|| StatusWriter::new(client.clone(), root_namespace, Arc::clone(metrics)));
+        let election = Election::new(client, settings.lease, settings.identity, Arc::clone(metrics));
+        Self { election, registrar, conditions }
+    }
+
+    async fn run(self, stop: CancellationToken) {
+        let Self { election, registrar, conditions } = self;
+        let write = || {
+            let (registrar, conditions) = (registrar.clone(), conditions.clone());
+            async move {
+                let register = async { if let Some(registrar) = registrar { registrar.keep().await } };
+                let report = async { if let Some(conditions) = conditions { conditions.keep().await } };
+                futures::join!(register, report);
+            }
+        };
+        election.run(stop, write).await;
     }
 }
 

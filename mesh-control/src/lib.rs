@@ -10,8 +10,13 @@
 //! outputs depend on them, and every agent is sent just those. The server keeps no state of its own; any number of
 //! them on the same source serve the same content under the same versions.
 
+pub mod admission;
+#[cfg(test)]
+mod api_server;
 pub mod authority;
+mod conditions;
 pub mod control;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 mod serve;

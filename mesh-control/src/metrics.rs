@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_xds::server::{ClientStatus, Observer, SentResponse};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::authority::AuthorityMetrics;
+use crate::authority::{AuthorityMetrics, unix};
 use crate::model::findings::Severity;
 use crate::source::Report;
 
@@ -25,6 +25,13 @@ const TIMED_CHANGES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByKind {
     kind: String,
+}
+
+/// Labels of what became of an object of a kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    kind: &'static str,
+    outcome: &'static str,
 }
 
 /// The metrics.
@@ -46,6 +53,11 @@ pub struct Metrics {
     timed: Mutex<VecDeque<(u64, Instant)>>,
     last_read: Gauge<f64, AtomicU64>,
     pub(crate) authority: AuthorityMetrics,
+    leader: Gauge,
+    verdicts: Family<ByOutcome, Counter>,
+    webhook_expiry: Gauge<f64, AtomicU64>,
+    webhook_registered: Gauge,
+    statuses: Family<ByOutcome, Counter>,
 }
 
 impl Default for Metrics {
@@ -70,6 +82,11 @@ impl Default for Metrics {
             timed: Mutex::default(),
             last_read: Gauge::default(),
             authority: AuthorityMetrics::default(),
+            leader: Gauge::default(),
+            verdicts: Family::default(),
+            webhook_expiry: Gauge::default(),
+            webhook_registered: Gauge::default(),
+            statuses: Family::default(),
         };
         metrics.register();
         metrics
@@ -115,6 +132,33 @@ impl Metrics {
             Unit::Seconds,
             self.last_read.clone(),
         );
+        registry.register(
+            "leader",
+            "1 on the one of several servers that writes to the Kubernetes API",
+            self.leader.clone(),
+        );
+        registry.register(
+            "admission_verdicts",
+            "Objects that the API server asked about, by kind and whether they were allowed, denied, or as bad as before \
+             and tolerated",
+            self.verdicts.clone(),
+        );
+        registry.register_with_unit(
+            "admission_certificate_expiry_timestamp",
+            "When the certificate of the webhook expires, since 1970; 0 without one",
+            Unit::Seconds,
+            self.webhook_expiry.clone(),
+        );
+        registry.register(
+            "admission_registered",
+            "1 on the leader if the API server verifies the webhook by the roots of now",
+            self.webhook_registered.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Statuses of policies and entries written, by kind and outcome",
+            self.statuses.clone(),
+        );
         self.authority.register(registry);
     }
 
@@ -144,8 +188,31 @@ impl Metrics {
         for (kind, severity) in [("refused", Severity::Refused), ("warning", Severity::Warning)] {
             self.problems.get_or_create(&by_kind(kind)).set(count(report.count(severity)));
         }
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.last_read.set(now.as_secs_f64());
+    }
+
+    pub(crate) fn set_leading(&self, leading: bool) {
+        self.leader.set(leading.into());
+    }
+
+    /// An object was judged for the API server.
+    pub(crate) fn judged(&self, kind: &'static str, outcome: &'static str) {
+        self.verdicts.get_or_create(&ByOutcome { kind, outcome }).inc();
+    }
+
+    pub(crate) fn set_webhook_expiry(&self, at: Option<SystemTime>) {
+        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 stay far below 2^53")]
+        self.webhook_expiry.set(at.map_or(0.0, |at| unix(at) as f64));
+    }
+
+    pub(crate) fn set_registered(&self, registered: bool) {
+        self.webhook_registered.set(registered.into());
+    }
+
+    /// The status of an object was written, or was to be.
+    pub(crate) fn status_written(&self, kind: &'static str, outcome: &'static str) {
+        self.statuses.get_or_create(&ByOutcome { kind, outcome }).inc();
     }
 
     pub(crate) fn set_input(&self, kind: &str, number: usize) {

@@ -33,13 +33,13 @@ pub use authorization_policy::{
     Values,
 };
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
-pub(crate) use metadata::is_label;
+pub(crate) use metadata::{is_label, is_subdomain};
 pub use metadata::{Labels, ObjectName, Selector};
 pub use namespace::Namespace;
 pub use node::{Locality, Node};
 pub use peer_authentication::{MutualTlsMode, PeerAuthentication, PeerAuthenticationObject};
 pub use pod::{ContainerPort, Owner, Pod};
-pub use read::read;
+pub use read::{judge, read};
 pub use service::{Service, ServicePort, TargetPort, TrafficDistribution};
 pub use service_entry::{EntryEndpoints, Resolution, ServiceEntry, ServiceEntryObject};
 pub use workload_entry::{Endpoint, EndpointAddress, WorkloadEntry, WorkloadEntryObject};
@@ -182,6 +182,14 @@ impl Resource {
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
         };
         ResourceKey { kind, name: name.clone() }
+    }
+
+    /// What is wrong with it where it is, if anything is: what [`read`] cannot tell from the object alone.
+    pub fn misplaced(&self, root_namespace: &str) -> Option<Finding> {
+        match self {
+            Self::PeerAuthentication(policy) => policy.misplaced(root_namespace),
+            _ => None,
+        }
     }
 
     /// What is served in the place of a policy that was refused, so that a mistake opens nothing.

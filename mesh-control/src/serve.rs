@@ -3,5 +3,6 @@
 
 pub(crate) mod grpc;
 pub(crate) mod http;
+pub(crate) mod https;
 mod incoming;
 mod tls;

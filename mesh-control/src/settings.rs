@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rcgen::SanType;
 use rcgen::string::Ia5String;
 
+use crate::admission::{AdmissionArgs, AdmissionSettings, LeaderSettings};
 use crate::authority::{AuthorityArgs, AuthorityCommand, AuthoritySettings};
 use crate::model::is_label;
 use crate::translate::Mesh;
@@ -102,9 +103,12 @@ pub struct ServeArgs {
     /// How to log
     #[arg(long, env = "MESH_CONTROL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// The certificate authority. Last, since its heading is for all that follows.
+    /// The certificate authority. Behind what has no heading, since its own is for all that follows.
     #[command(flatten)]
     pub authority: AuthorityArgs,
+    /// The webhook, and who writes to the Kubernetes API.
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
 }
 
 /// The form of the log.
@@ -128,6 +132,10 @@ pub struct Settings {
     pub tls: Option<TlsSettings>,
     /// The certificate authority.
     pub authority: Option<AuthoritySettings>,
+    /// The webhook that judges policies before the API server takes them.
+    pub admission: Option<AdmissionSettings>,
+    /// What is written to the Kubernetes API by the one of several servers that leads.
+    pub leader: Option<LeaderSettings>,
     /// Address for health, metrics and status.
     pub http_address: SocketAddr,
     /// Connections of agents at the same time.
@@ -201,6 +209,7 @@ impl ServeArgs {
             mistakes.push(format!("--root-namespace: {:?} is no name of a namespace", self.root_namespace));
         }
         let authority = self.authority.check(&mut mistakes);
+        let (admission, leader) = self.admission.check(authority.is_some(), &mut mistakes);
         let certificate = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => {
                 for path in [&certificate, &key].into_iter().filter(|path| !path.is_file()) {
@@ -222,6 +231,8 @@ impl ServeArgs {
             grpc_address: self.grpc_address,
             tls: certificate.map(|certificate| TlsSettings { address: self.tls_address, certificate }),
             authority,
+            admission,
+            leader,
             http_address: self.http_address,
             max_connections: self.max_connections,
             mesh: Mesh {
@@ -237,7 +248,7 @@ impl ServeArgs {
 }
 
 /// Reads a DNS name or an IP address.
-fn server_name(text: &str) -> Result<SanType, String> {
+pub(crate) fn server_name(text: &str) -> Result<SanType, String> {
     if let Ok(address) = text.parse() {
         return Ok(SanType::IpAddress(address));
     }
@@ -251,7 +262,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Every address of the machine, of both families.
-fn any(port: u16) -> SocketAddr {
+pub(crate) fn any(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
 }
 

@@ -7,8 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use mesh_xds::server::{ClientStatus, DiscoveryServer};
 use serde::Serialize;
+use tokio::sync::watch;
 
+use crate::admission::{Admission, AdmissionStatus};
 use crate::authority::{Authority, AuthorityStatus};
+use crate::conditions::StatusWriter;
+use crate::leader::LeaderStatus;
 use crate::metrics::Metrics;
 use crate::source::Report;
 use crate::translate::Served;
@@ -37,8 +41,30 @@ pub struct StatusView {
     pub content: Content,
     /// The certificate authority, if there is one.
     pub authority: Option<AuthorityStatus>,
+    /// The webhook that judges policies before the API server takes them, if it is served.
+    pub admission: Option<AdmissionStatus>,
+    /// Who writes to the Kubernetes API, if anybody is to.
+    pub leader: Option<LeaderView>,
     /// Connected agents, by name.
     pub agents: Vec<ClientStatus>,
+}
+
+/// Who writes to the Kubernetes API, as it is shown.
+#[derive(Debug, Serialize)]
+pub struct LeaderView {
+    /// The lease.
+    #[serde(flatten)]
+    pub status: LeaderStatus,
+    /// Kinds whose objects' status is not written, and why.
+    pub without_status: BTreeMap<&'static str, String>,
+}
+
+/// What has to do with the Kubernetes API alone.
+#[derive(Debug, Default)]
+pub(crate) struct InKubernetes {
+    pub(crate) admission: Option<Arc<Admission>>,
+    pub(crate) leader: Option<watch::Receiver<LeaderStatus>>,
+    pub(crate) conditions: Option<StatusWriter>,
 }
 
 /// The status as it is kept.
@@ -49,6 +75,7 @@ pub(crate) struct Status {
     metrics: Arc<Metrics>,
     discovery: DiscoveryServer,
     authority: Option<Arc<Authority>>,
+    kubernetes: InKubernetes,
 }
 
 impl Status {
@@ -56,8 +83,10 @@ impl Status {
         metrics: Arc<Metrics>,
         discovery: DiscoveryServer,
         authority: Option<Arc<Authority>>,
+        kubernetes: InKubernetes,
     ) -> Self {
-        Self { ready: AtomicBool::new(false), content: ArcSwap::default(), metrics, discovery, authority }
+        let (ready, content) = (AtomicBool::new(false), ArcSwap::default());
+        Self { ready, content, metrics, discovery, authority, kubernetes }
     }
 
     pub(crate) fn set_content(&self, content: Content) {
@@ -81,6 +110,9 @@ impl Status {
     }
 
     pub(crate) fn metrics(&self) -> Result<String, std::fmt::Error> {
+        if let Some(admission) = &self.kubernetes.admission {
+            self.metrics.set_webhook_expiry(admission.certificate().not_after());
+        }
         self.metrics.encode(&self.discovery.clients())
     }
 
@@ -91,6 +123,11 @@ impl Status {
             ready: self.ready.load(Ordering::Acquire),
             content: Content::clone(&self.content.load()),
             authority: self.authority.as_ref().map(|authority| authority.status()),
+            admission: self.kubernetes.admission.as_ref().map(|admission| admission.status()),
+            leader: self.kubernetes.leader.as_ref().map(|leader| LeaderView {
+                status: leader.borrow().clone(),
+                without_status: self.kubernetes.conditions.iter().flat_map(StatusWriter::problems).collect(),
+            }),
             agents,
         }
     }

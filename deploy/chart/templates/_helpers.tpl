@@ -42,3 +42,18 @@ port: http-monitoring
 host: {{ .http.address | quote }}
 {{- end }}
 {{- end }}
+
+{{/* "true" if the release has the definition of a kind: where it is wanted, and nobody else has made it. Call with a dict:
+root, name. Without a cluster to ask (helm template) nobody has. */}}
+{{- define "mesh.definesKind" -}}
+{{- if eq .root.Values.crds.install "always" -}}
+true
+{{- else if eq .root.Values.crds.install "auto" -}}
+{{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" .name -}}
+{{- $annotations := ($there.metadata).annotations | default dict -}}
+{{- $release := list (get $annotations "meta.helm.sh/release-namespace") (get $annotations "meta.helm.sh/release-name") -}}
+{{- if or (not $there) (deepEqual $release (list .root.Release.Namespace .root.Release.Name)) -}}
+true
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -32,7 +32,7 @@ impl fmt::Debug for Clock {
 }
 
 /// Seconds since 1970, as certificates and the kept state count.
-pub(super) fn unix(time: SystemTime) -> i64 {
+pub(crate) fn unix(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds),
@@ -47,7 +47,7 @@ pub(super) fn from_unix(seconds: i64) -> SystemTime {
 }
 
 /// A time as people and Kubernetes write it.
-pub(super) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     jiff::Timestamp::from_second(unix(time)).unwrap_or_default().to_string()
 }
 

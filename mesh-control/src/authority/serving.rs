@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use tracing::info;
 
 use super::clock::rfc3339;
+use super::pem::{CertificateFacts, PemCertificate};
 use super::signer::{SignError, Signer};
 
 /// A certificate that is renewed.
@@ -29,12 +30,23 @@ struct Shown {
     /// Serial number of the issuer's certificate.
     issuer: String,
     renew_at: SystemTime,
+    leaf: PemCertificate,
 }
 
 impl ServingCertificate {
     /// A certificate for these names that nobody signed yet: handshakes fail until then.
     pub(crate) fn new(names: Vec<SanType>) -> Self {
         Self { names, current: ArcSwapOption::default() }
+    }
+
+    /// What it is now, if it was signed.
+    pub(crate) fn facts(&self) -> Option<CertificateFacts> {
+        self.current.load().as_ref().map(|shown| shown.leaf.facts())
+    }
+
+    /// When it expires, if it was signed.
+    pub(crate) fn not_after(&self) -> Option<SystemTime> {
+        self.current.load().as_ref().map(|shown| shown.leaf.not_after)
     }
 
     /// Has it signed if it is half over, or another issuer signs now.
@@ -52,6 +64,9 @@ impl ServingCertificate {
         let failed = |error: &dyn std::fmt::Display| SignError::Failed(error.to_string());
         let key = KeyPair::generate().map_err(|error| failed(&error))?;
         let signed = signer.sign_server(&key, &self.names, lifetime, now)?;
+        let leaf = signed.chain.first().map(|pem| PemCertificate::read_all(pem)).transpose();
+        let leaf = leaf.map_err(SignError::Failed)?.and_then(|mut read| read.pop());
+        let leaf = leaf.ok_or_else(|| SignError::Failed("no certificate was made".to_owned()))?;
         let chain = signed.chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()));
         let chain = chain.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&PrivateKeyDer::from(key))
@@ -66,6 +81,7 @@ impl ServingCertificate {
             key: Arc::new(CertifiedKey::new(chain, key)),
             issuer: issuer.clone(),
             renew_at: now + left / 2,
+            leaf,
         })));
         Ok(())
     }

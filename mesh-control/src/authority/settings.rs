@@ -195,7 +195,7 @@ impl Lifetimes {
 }
 
 /// Reads `NAMESPACE/NAME`.
-fn namespaced(text: &str) -> Result<ObjectName, String> {
+pub(crate) fn namespaced(text: &str) -> Result<ObjectName, String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(ObjectName::new(namespace, name))

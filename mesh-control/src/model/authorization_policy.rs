@@ -146,13 +146,16 @@ fn check_targets(spec: &AuthorizationPolicySpec, findings: &mut Findings) {
         if policy::is_empty(target) {
             continue;
         }
-        let reason = if spec.selector.is_some() {
-            "a policy has either a selector or a target, not both"
+        let place = field!["spec", name];
+        if spec.selector.is_some() {
+            findings.refuse(place, "a policy has either a selector or a target, not both");
         } else {
-            "is for waypoints and gateways, which agents are not: the policy is left out. To have it enforced at \
-             the pods, name them by spec.selector"
-        };
-        findings.refuse(field!["spec", name], reason);
+            findings.unsupported(
+                place,
+                "is for waypoints and gateways, which agents are not: the policy is left out. To have it enforced at \
+                 the pods, name them by spec.selector",
+            );
+        }
     }
 }
 
@@ -164,12 +167,12 @@ fn action(spec: &AuthorizationPolicySpec, findings: &mut Findings) -> Action {
     match spec.action {
         ActionSpec::Allow => return Action::Allow,
         ActionSpec::Deny => return Action::Deny,
-        ActionSpec::Audit => findings.refuse(
+        ActionSpec::Audit => findings.unsupported(
             place,
             "AUDIT marks requests for a log that the mesh does not write. It changes no decision, so the policy is \
              left out: remove it",
         ),
-        ActionSpec::Custom => findings.refuse(
+        ActionSpec::Custom => findings.unsupported(
             place,
             "CUSTOM asks an external authorizer, which the mesh cannot: say with ALLOW or DENY who may connect",
         ),

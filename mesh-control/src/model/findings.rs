@@ -90,6 +90,29 @@ pub struct Finding {
     pub reason: String,
     /// Whether the resource can be used nevertheless.
     pub severity: Severity,
+    /// Whether it would be right elsewhere, but is not something that the mesh does.
+    pub unsupported: bool,
+}
+
+impl Finding {
+    /// The resource cannot be used.
+    pub fn refusal(path: FieldPath, reason: impl Into<String>) -> Self {
+        Self { path, reason: reason.into(), severity: Severity::Refused, unsupported: false }
+    }
+
+    /// A part of the resource has no effect.
+    pub fn warning(path: FieldPath, reason: impl Into<String>) -> Self {
+        Self { path, reason: reason.into(), severity: Severity::Warning, unsupported: false }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.segments().is_empty() {
+            write!(out, "{}: ", self.path)?;
+        }
+        out.write_str(&self.reason)
+    }
 }
 
 /// How bad a [`Finding`] is.
@@ -109,12 +132,17 @@ pub struct Findings(Vec<Finding>);
 impl Findings {
     /// The resource cannot be used.
     pub fn refuse(&mut self, path: FieldPath, reason: impl Into<String>) {
-        self.0.push(Finding { path, reason: reason.into(), severity: Severity::Refused });
+        self.0.push(Finding::refusal(path, reason));
+    }
+
+    /// The resource cannot be used, since it asks for something that the mesh does not do.
+    pub fn unsupported(&mut self, path: FieldPath, reason: impl Into<String>) {
+        self.0.push(Finding { unsupported: true, ..Finding::refusal(path, reason) });
     }
 
     /// A part of the resource has no effect.
     pub fn warn(&mut self, path: FieldPath, reason: impl Into<String>) {
-        self.0.push(Finding { path, reason: reason.into(), severity: Severity::Warning });
+        self.0.push(Finding::warning(path, reason));
     }
 
     /// Whether the resource cannot be used.

@@ -80,7 +80,7 @@ impl Selector {
 }
 
 /// Whether `text` is a DNS subdomain: labels with dots between them.
-pub(super) fn is_subdomain(text: &str) -> bool {
+pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_label_of_any_length)
 }
 

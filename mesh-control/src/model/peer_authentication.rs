@@ -115,6 +115,18 @@ impl PeerAuthentication {
         }
     }
 
+    /// What is wrong with its place, if anything is.
+    pub(super) fn misplaced(&self, root_namespace: &str) -> Option<Finding> {
+        let selects_nobody = self.selector.is_some() && *self.name.namespace == *root_namespace;
+        selects_nobody.then(|| {
+            let reason = format!(
+                "selects nobody: in the root namespace {root_namespace} a PeerAuthentication is for the whole mesh. \
+                 Put it into the namespace of the workloads, or leave the selector out"
+            );
+            Finding::warning(field!["spec", "selector"], reason)
+        })
+    }
+
     /// What is served in the place of a policy that was refused.
     pub(super) fn unusable(name: &ObjectName, object: &Value, findings: &[Finding]) -> Option<Self> {
         let remains = Remains::of(name, object, findings)?;

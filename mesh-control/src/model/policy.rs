@@ -111,11 +111,8 @@ fn reason(findings: &[Finding]) -> String {
     let Some(first) = refusals.next() else {
         return "it was refused".to_owned();
     };
-    let place = first.path.to_string();
-    let separator = if place.is_empty() { "" } else { ": " };
-    let reason = format!("{place}{separator}{}", first.reason);
     match refusals.count() {
-        0 => reason,
-        more => format!("{reason} (and {more} more)"),
+        0 => first.to_string(),
+        more => format!("{first} (and {more} more)"),
     }
 }

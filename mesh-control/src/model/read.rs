@@ -12,6 +12,13 @@ use super::{
     WorkloadEntryObject,
 };
 
+/// Reads an object as [`read`] does, and says what a mesh with this root namespace thinks of it.
+pub fn judge(kind: Kind, object: serde_json::Value, root_namespace: &str) -> (Option<Resource>, Vec<Finding>) {
+    let (resource, mut findings) = read(kind, object);
+    findings.extend(resource.as_ref().and_then(|resource| resource.misplaced(root_namespace)));
+    (resource, findings)
+}
+
 /// Reads an object of the Kubernetes API as its kind. No resource comes with at least one refusal.
 pub fn read(kind: Kind, object: serde_json::Value) -> (Option<Resource>, Vec<Finding>) {
     match kind {

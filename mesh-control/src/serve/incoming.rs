@@ -37,7 +37,7 @@ pub(super) fn accept(
                     return Some((Ok(Connection { stream, _place: place }), (listener, places)));
                 }
                 Err(error) => {
-                    warn!(%error, "an agent's connection could not be accepted");
+                    warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(BACK_OFF).await;
                 }
             }

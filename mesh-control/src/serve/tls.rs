@@ -36,13 +36,21 @@ pub(super) fn config(
         (ServerCertificate::Issued(names), None) => Arc::new(ServingCertificate::new(names.clone())),
         (ServerCertificate::Files { certificate, key }, _) => Arc::new(from_files(certificate, key)?),
     };
+    showing(resolver, &["h2"])
+}
+
+/// The same with a certificate of any kind, for protocols by their ALPN names.
+pub(super) fn showing(
+    certificate: Arc<dyn ResolvesServerCert>,
+    protocols: &[&str],
+) -> Result<Arc<ServerConfig>, StartError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(Path::new("TLS"), &error))?
         .with_no_client_auth()
-        .with_cert_resolver(resolver);
-    config.alpn_protocols = vec![b"h2".to_vec()];
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Arc::new(config))
 }
 

@@ -25,6 +25,8 @@ pub(super) fn settings(manifests: PathBuf) -> Settings {
         grpc_address: any,
         tls: None,
         authority: None,
+        admission: None,
+        leader: None,
         http_address: any,
         max_connections: 100,
         mesh: Mesh::default(),

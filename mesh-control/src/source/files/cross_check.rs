@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::document::Given;
 use crate::model::findings::{FieldPath, Severity, field};
-use crate::model::{Kind, Labels, ObjectName, Resource, Selector};
+use crate::model::{Labels, ObjectName, Resource, Selector};
 use crate::source::Problem;
 use crate::translate::Labelled;
 
@@ -32,17 +32,10 @@ pub(super) fn check<'a>(
             _ => continue,
         };
         let root = *name.namespace == *root_namespace;
-        let peer = given.resource.key().kind == Kind::PeerAuthentication;
-        let found = match selector {
-            Some(_) if peer && root => Some((
-                field!["spec", "selector"],
-                format!(
-                    "selects nobody: in the root namespace {root_namespace} a PeerAuthentication is for the whole \
-                     mesh. Put it into the namespace of the workloads, or leave the selector out"
-                ),
-            )),
-            Some(selector) => workloads.selected_by_nobody(name, selector, root),
-            None => workloads.for_nobody(name, root),
+        let found = match (given.resource.misplaced(root_namespace), selector) {
+            (Some(misplaced), _) => Some((misplaced.path, misplaced.reason)),
+            (None, Some(selector)) => workloads.selected_by_nobody(name, selector, root),
+            (None, None) => workloads.for_nobody(name, root),
         };
         if let Some((path, reason)) = found {
             problems.push(Problem {

@@ -82,7 +82,7 @@ impl Manifest {
             // Said once, not for each of the rest.
             if self.objects == MAX_OBJECTS + 1 {
                 let reason = format!("more than {MAX_OBJECTS} objects in one file: split it");
-                self.problems.push(object.problem(None, &refusal(FieldPath::default(), reason)));
+                self.problems.push(object.problem(None, &Finding::refusal(FieldPath::default(), reason)));
             }
             return;
         }
@@ -109,7 +109,7 @@ impl Manifest {
             None | Some(Value::Scalar(serde_json::Value::Null)) => {}
             Some(_) => {
                 self.unidentified = true;
-                self.problems.push(list.problem(None, &refusal(field!["items"], "expected a sequence")));
+                self.problems.push(list.problem(None, &Finding::refusal(field!["items"], "expected a sequence")));
             }
         }
     }
@@ -121,11 +121,11 @@ impl Manifest {
         } else {
             let versions = kind.versions().join(", ");
             let reason = format!("version {version:?} of {kind} is not known; known are {versions}");
-            (None, vec![refusal(field!["apiVersion"], reason)])
+            (None, vec![Finding::refusal(field!["apiVersion"], reason)])
         };
         if let Some(first) = key.as_ref().and_then(|key| self.resources.get(key)) {
             let reason = format!("is in this file already, at line {}: this one is not used", first.line);
-            findings.push(refusal(FieldPath::default(), reason));
+            findings.push(Finding::refusal(FieldPath::default(), reason));
             // The first stays; refusing the key would be about that one.
             self.note(object, key.as_ref(), &findings);
             return;
@@ -218,7 +218,7 @@ enum ObjectKind<'a> {
 impl<'a> Object<'a> {
     fn kind(&self) -> Result<ObjectKind<'a>, Finding> {
         if !matches!(self.tree.value, Value::Mapping(_)) {
-            return Err(refusal(FieldPath::default(), "expected an object with apiVersion and kind"));
+            return Err(Finding::refusal(FieldPath::default(), "expected an object with apiVersion and kind"));
         }
         let text = |field| {
             self.tree
@@ -226,7 +226,7 @@ impl<'a> Object<'a> {
                 .field(field)
                 .and_then(Value::text)
                 .filter(|text| !text.is_empty())
-                .ok_or_else(|| refusal(field![field], format!("a manifest needs the text field {field}")))
+                .ok_or_else(|| Finding::refusal(field![field], format!("a manifest needs the text field {field}")))
         };
         let (api_version, kind) = (text("apiVersion")?, text("kind")?);
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -263,8 +263,4 @@ impl<'a> Object<'a> {
             served_instead: None,
         }
     }
-}
-
-fn refusal(path: FieldPath, reason: impl Into<String>) -> Finding {
-    Finding { path, reason: reason.into(), severity: Severity::Refused }
 }
