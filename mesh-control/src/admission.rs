@@ -134,8 +134,15 @@ impl Admission {
     }
 
     /// Answers until `stop`.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) -> Result<(), StartError> {
-        info!(configuration = self.settings.configuration, "policies are judged before the API server takes them");
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> Result<(), StartError> {
+        info!(
+            configuration = self.settings.configuration,
+            "policies are judged before the API server takes them"
+        );
         let certificate = self.certificate();
         https::serve(listener, certificate, self.routes(), stop).await
     }

@@ -62,7 +62,8 @@ impl ApiServer {
         let group = objects.groups.entry(group_version.to_owned()).or_insert_with(|| {
             json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": []})
         });
-        let names = std::iter::once(plural.to_owned()).chain(parts.iter().map(|part| format!("{plural}/{part}")));
+        let names =
+            std::iter::once(plural.to_owned()).chain(parts.iter().map(|part| format!("{plural}/{part}")));
         for name in names {
             let resource = json!({
                 "name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get", "list", "watch"],
@@ -190,7 +191,8 @@ fn selected(path: &str, query: &BTreeMap<String, String>, of: &str, object: &Val
     let (collection, name) = of.rsplit_once('/').unwrap();
     let (group, plural) = path.rsplit_once('/').unwrap();
     let in_it = collection == path
-        || collection.starts_with(&format!("{group}/namespaces/")) && collection.ends_with(&format!("/{plural}"));
+        || collection.starts_with(&format!("{group}/namespaces/"))
+            && collection.ends_with(&format!("/{plural}"));
     let selector = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
     in_it && selector.is_none_or(|wanted| wanted == name) && object["metadata"]["name"] == name
 }

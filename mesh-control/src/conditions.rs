@@ -143,7 +143,12 @@ impl StatusWriter {
     }
 
     /// Writes what the status does not say yet.
-    async fn settle(&self, kind: Kind, resource: &ApiResource, object: &DynamicObject) -> Result<(), Problem> {
+    async fn settle(
+        &self,
+        kind: Kind,
+        resource: &ApiResource,
+        object: &DynamicObject,
+    ) -> Result<(), Problem> {
         let condition = Condition::of(kind, object, &self.root_namespace);
         let Some(patch) = condition.patch(object, SystemTime::now()) else { return Ok(()) };
         let namespace = object.namespace().unwrap_or_default();

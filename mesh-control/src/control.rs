@@ -70,7 +70,9 @@ pub enum StartError {
         reason: String,
     },
     /// There is no Kubernetes API to ask.
-    #[error("the Kubernetes API cannot be used, which --ca-secret, --agent-token-review and --leader-lease take: {0}")]
+    #[error(
+        "the Kubernetes API cannot be used, which --ca-secret, --agent-token-review and --leader-lease take: {0}"
+    )]
     Kubernetes(kube::Error),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
@@ -119,9 +121,9 @@ impl Control {
             ServerCertificate::Files { .. } => None,
         });
         let root_namespace = settings.mesh.root_namespace.clone();
-        let admission = settings.admission.map(|admission| {
-            Arc::new(Admission::new(admission, &root_namespace, Arc::clone(&metrics)))
-        });
+        let admission = settings
+            .admission
+            .map(|admission| Arc::new(Admission::new(admission, &root_namespace, Arc::clone(&metrics))));
         let client = match &settings.leader {
             Some(_) => Some(environment.kubernetes().await.map_err(StartError::Kubernetes)?),
             None => None,
@@ -134,7 +136,11 @@ impl Control {
             let made = Authority::new(
                 of_authority,
                 &settings.mesh.trust_domain,
-                serving.iter().cloned().chain(admission.as_ref().map(|admission| admission.certificate())).collect(),
+                serving
+                    .iter()
+                    .cloned()
+                    .chain(admission.as_ref().map(|admission| admission.certificate()))
+                    .collect(),
                 environment,
                 Arc::clone(&metrics),
             );
@@ -269,8 +275,16 @@ impl Writers {
         let write = || {
             let (registrar, conditions) = (registrar.clone(), conditions.clone());
             async move {
-                let register = async { if let Some(registrar) = registrar { registrar.keep().await } };
-                let report = async { if let Some(conditions) = conditions { conditions.keep().await } };
+                let register = async {
+                    if let Some(registrar) = registrar {
+                        registrar.keep().await
+                    }
+                };
+                let report = async {
+                    if let Some(conditions) = conditions {
+                        conditions.keep().await
+                    }
+                };
                 futures::join!(register, report);
             }
         };

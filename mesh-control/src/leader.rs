@@ -86,11 +86,8 @@ enum Loss {
 impl Election {
     /// A candidate under the name `identity`, which no other server may have.
     pub(crate) fn new(client: Client, name: ObjectName, identity: String, metrics: Arc<Metrics>) -> Self {
-        let status = LeaderStatus {
-            lease: name.to_string(),
-            identity: identity.clone(),
-            ..LeaderStatus::default()
-        };
+        let status =
+            LeaderStatus { lease: name.to_string(), identity: identity.clone(), ..LeaderStatus::default() };
         Self {
             leases: Api::namespaced(client, &name.namespace),
             name,

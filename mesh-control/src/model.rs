@@ -33,8 +33,8 @@ pub use authorization_policy::{
     Values,
 };
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
-pub(crate) use metadata::{is_label, is_subdomain};
 pub use metadata::{Labels, ObjectName, Selector};
+pub(crate) use metadata::{is_label, is_subdomain};
 pub use namespace::Namespace;
 pub use node::{Locality, Node};
 pub use peer_authentication::{MutualTlsMode, PeerAuthentication, PeerAuthenticationObject};

@@ -10,8 +10,8 @@ use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
@@ -85,7 +85,9 @@ impl Registrar {
             return true;
         }
         let Some(known) = known else {
-            self.note(Some(format!("there is no ValidatingWebhookConfiguration {name}: nobody asks the webhook")));
+            self.note(Some(format!(
+                "there is no ValidatingWebhookConfiguration {name}: nobody asks the webhook"
+            )));
             return true;
         };
         let bundle = ByteString(roots.as_bytes().to_vec());

@@ -69,7 +69,8 @@ pub(super) fn judge(request: &AdmissionRequest<DynamicObject>, root_namespace: &
         return allowed(told(&findings));
     }
     if is_tolerated(request, object, |old| self::findings(kind, old, request, root_namespace), &findings) {
-        let mut warnings = vec![format!("this {kind} cannot be used as it stands, which the change leaves as it is")];
+        let mut warnings =
+            vec![format!("this {kind} cannot be used as it stands, which the change leaves as it is")];
         warnings.extend(told(&findings));
         return Verdict { kind: Some(kind), outcome: Outcome::Tolerated, message: String::new(), warnings };
     }

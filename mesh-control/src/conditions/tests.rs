@@ -76,19 +76,27 @@ async fn a_policy_says_whether_it_is_in_effect() {
     respecify(&server, 2, http);
     let in_part = writer.condition(2).await;
     assert_eq!((&in_part["status"], &in_part["reason"]), (&json!("True"), &json!("UnsupportedValue")));
-    assert!(in_part["message"].as_str().unwrap().contains("spec.rules[0].to[0].operation.methods"), "{in_part}");
+    assert!(
+        in_part["message"].as_str().unwrap().contains("spec.rules[0].to[0].operation.methods"),
+        "{in_part}"
+    );
     assert_eq!(in_part["lastTransitionTime"], first["lastTransitionTime"], "the status is as before");
 
     respecify(&server, 3, json!({"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{}]}));
     let custom = writer.condition(3).await;
     assert_eq!((&custom["status"], &custom["reason"]), (&json!("False"), &json!("UnsupportedValue")));
-    assert!(custom["message"].as_str().unwrap().starts_with("until it is mended, everything it is for is denied"));
+    assert!(
+        custom["message"].as_str().unwrap().starts_with("until it is mended, everything it is for is denied")
+    );
 
     let ports = json!({"rules": [{"to": [{"operation": {"ports": ["many"]}}]}]});
     respecify(&server, 4, ports);
     let invalid = writer.condition(4).await;
     assert_eq!((&invalid["status"], &invalid["reason"]), (&json!("False"), &json!("Invalid")));
-    assert!(invalid["message"].as_str().unwrap().contains("spec.rules[0].to[0].operation.ports[0]"), "{invalid}");
+    assert!(
+        invalid["message"].as_str().unwrap().contains("spec.rules[0].to[0].operation.ports[0]"),
+        "{invalid}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

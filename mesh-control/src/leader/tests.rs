@@ -84,7 +84,10 @@ async fn a_leader_that_cannot_renew_stops_before_another_begins() {
         let since = Instant::now();
         server.trouble(trouble);
         first.writes.wait_for(|writes| !writes).await.unwrap();
-        assert!(since.elapsed() <= RENEW_DEADLINE, "{trouble:?}: it writes no more, well before the lease is over");
+        assert!(
+            since.elapsed() <= RENEW_DEADLINE,
+            "{trouble:?}: it writes no more, well before the lease is over"
+        );
         assert!(!first.status.borrow().leading);
         server.trouble(Trouble::None);
         first.leads().await;
@@ -99,7 +102,10 @@ async fn the_lease_of_a_leader_that_died_is_taken_after_its_duration_by_ones_own
     let spec = serde_json::json!({
         "holderIdentity": "dead", "leaseDurationSeconds": 15, "leaseTransitions": 4, "renewTime": far, "acquireTime": far,
     });
-    server.put(LEASE, serde_json::json!({"metadata": {"name": "mesh-control", "namespace": "mesh-system"}, "spec": spec}));
+    server.put(
+        LEASE,
+        serde_json::json!({"metadata": {"name": "mesh-control", "namespace": "mesh-system"}, "spec": spec}),
+    );
     let began = Instant::now();
     let mut heir = Candidate::start(&server, "heir");
     sleep(Duration::from_secs(10)).await;
@@ -110,7 +116,11 @@ async fn the_lease_of_a_leader_that_died_is_taken_after_its_duration_by_ones_own
     heir.leads().await;
     assert!(began.elapsed() > LEASE_DURATION && began.elapsed() < LEASE_DURATION + RETRY * 3);
     assert_eq!(server.get(LEASE).unwrap()["spec"]["leaseTransitions"], 5);
-    assert_eq!(server.get(LEASE).unwrap()["metadata"]["labels"]["a"], "b", "what others have put there stays");
+    assert_eq!(
+        server.get(LEASE).unwrap()["metadata"]["labels"]["a"],
+        "b",
+        "what others have put there stays"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,11 @@ use super::{
 };
 
 /// Reads an object as [`read`] does, and says what a mesh with this root namespace thinks of it.
-pub fn judge(kind: Kind, object: serde_json::Value, root_namespace: &str) -> (Option<Resource>, Vec<Finding>) {
+pub fn judge(
+    kind: Kind,
+    object: serde_json::Value,
+    root_namespace: &str,
+) -> (Option<Resource>, Vec<Finding>) {
     let (resource, mut findings) = read(kind, object);
     findings.extend(resource.as_ref().and_then(|resource| resource.misplaced(root_namespace)));
     (resource, findings)

@@ -55,11 +55,7 @@ pub(crate) async fn serve(
 async fn answer(connection: TlsStream<Connection>, routes: Router, stop: CancellationToken) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PATIENCE)
-        .max_concurrent_streams(STREAMS);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(PATIENCE).max_concurrent_streams(STREAMS);
     let service = TowerToHyperService::new(routes);
     let mut serving = pin!(server.serve_connection(TokioIo::new(connection), service));
     let ended = tokio::select! {

@@ -109,7 +109,8 @@ impl Manifest {
             None | Some(Value::Scalar(serde_json::Value::Null)) => {}
             Some(_) => {
                 self.unidentified = true;
-                self.problems.push(list.problem(None, &Finding::refusal(field!["items"], "expected a sequence")));
+                self.problems
+                    .push(list.problem(None, &Finding::refusal(field!["items"], "expected a sequence")));
             }
         }
     }
@@ -218,15 +219,15 @@ enum ObjectKind<'a> {
 impl<'a> Object<'a> {
     fn kind(&self) -> Result<ObjectKind<'a>, Finding> {
         if !matches!(self.tree.value, Value::Mapping(_)) {
-            return Err(Finding::refusal(FieldPath::default(), "expected an object with apiVersion and kind"));
+            return Err(Finding::refusal(
+                FieldPath::default(),
+                "expected an object with apiVersion and kind",
+            ));
         }
         let text = |field| {
-            self.tree
-                .value
-                .field(field)
-                .and_then(Value::text)
-                .filter(|text| !text.is_empty())
-                .ok_or_else(|| Finding::refusal(field![field], format!("a manifest needs the text field {field}")))
+            self.tree.value.field(field).and_then(Value::text).filter(|text| !text.is_empty()).ok_or_else(
+                || Finding::refusal(field![field], format!("a manifest needs the text field {field}")),
+            )
         };
         let (api_version, kind) = (text("apiVersion")?, text("kind")?);
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
