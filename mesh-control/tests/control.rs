@@ -12,6 +12,7 @@
 mod control {
     mod agent;
     mod authority;
+    mod definitions;
     mod examples;
     mod fixture;
     mod policies;

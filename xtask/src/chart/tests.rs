@@ -3,11 +3,13 @@
 
 use clap::{Args, Command, CommandFactory, Parser};
 use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingWebhookConfiguration,
     apps::v1::{DaemonSet, Deployment},
     core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString};
 use mesh_agent::settings::RunArgs;
 use mesh_control::settings::ServeArgs;
@@ -30,7 +32,10 @@ const VALUES: &[&str] = &[
         control: {manifests: {shop.yaml: "kind: Namespace\napiVersion: v1\nmetadata:\n  name: shop\n"},
                   tolerations: [{operator: Exists}], affinity: {podAntiAffinity: {}},
                   podAnnotations: {a: "1"}, podLabels: {b: "2"}}}"#,
-    "{control: {manifestsConfigMap: mine}}",
+    // No webhook and no status; no definitions, or those that stay.
+    "{control: {manifestsConfigMap: mine, admission: {enabled: false}, writeStatus: false}, crds: {install: never}}",
+    r#"{control: {admission: {failurePolicy: Ignore, timeoutSeconds: 3, excludedNamespaces: [a, b]}, writeStatus: false},
+        crds: {install: always, keep: true}}"#,
     // Another control server.
     r#"{control: {enabled: false}, agent: {
         controlServers: ["https://istiod.istio-system.svc:15012", "https://[fd00::1]:15012"],
@@ -44,6 +49,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("{agent: {controlServers: [istiod]}}", "/agent/controlServers"),
     ("{agent: {marks: {mask: many}}}", "/agent/marks/mask"),
     ("{control: {replicas: 0}}", "/control/replicas"),
+    ("{control: {admission: {failurePolicy: Maybe}}}", "/control/admission/failurePolicy"),
+    ("{crds: {install: sometimes}}", "/crds/install"),
     ("{control: {enabled: false}}", "agent.controlServers"),
     (r#"{control: {enabled: false}, agent: {controlServers: ["https://a:1"]}}"#, "agent.rootsConfigMap"),
     ("{control: {authority: {leafLifetime: long}}}", "/control/authority/leafLifetime"),
@@ -57,6 +64,7 @@ fn kubernetes_knows_everything_in_it() {
                 "ClusterRole" => same::<ClusterRole>,
                 "ClusterRoleBinding" => same::<ClusterRoleBinding>,
                 "ConfigMap" => same::<ConfigMap>,
+                "CustomResourceDefinition" => same::<CustomResourceDefinition>,
                 "DaemonSet" => same::<DaemonSet>,
                 "Deployment" => same::<Deployment>,
                 "Role" => same::<Role>,
@@ -64,6 +72,7 @@ fn kubernetes_knows_everything_in_it() {
                 "PodDisruptionBudget" => same::<PodDisruptionBudget>,
                 "Service" => same::<Service>,
                 "ServiceAccount" => same::<ServiceAccount>,
+                "ValidatingWebhookConfiguration" => same::<ValidatingWebhookConfiguration>,
                 kind => panic!("{kind}: read it with its type here"),
             };
             read(&object);
@@ -173,7 +182,7 @@ fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
 fn wrong_values_are_refused_by_name() {
     let workspace = Workspace::locate().unwrap();
     for (values, reason) in REFUSED {
-        let error = render(&workspace, values).expect_err(values).to_string();
+        let error = render(&workspace, values, None).expect_err(values).to_string();
         assert!(error.contains(reason), "{values}: {error}");
     }
 }
@@ -210,7 +219,7 @@ fn flag_of(command: &Command, variable: &str) -> String {
 
 fn objects(values: &str) -> Vec<Value> {
     let workspace = Workspace::locate().unwrap();
-    let rendered = render(&workspace, values).unwrap_or_else(|error| panic!("{values}: {error}"));
+    let rendered = render(&workspace, values, None).unwrap_or_else(|error| panic!("{values}: {error}"));
     let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
     assert!(objects.len() >= 4, "{rendered}");
     objects
