@@ -110,6 +110,11 @@ impl Authority {
         &self.root
     }
 
+    /// The key it signs with, PEM.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// Makes a key and a certificate for it.
     ///
     /// # Errors

@@ -21,6 +21,36 @@ pub(crate) fn lab_root(lab: &str) -> Option<PathBuf> {
     Some(mount_point()?.join(PARENT).join(lab))
 }
 
+/// The cgroups of a lab in the hierarchies of cgroup v1, of which hybrid systems have several, and pure cgroup2 systems none.
+pub(crate) fn legacy_roots(lab: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let legacy = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (_device, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup").then(|| Path::new(place).join(PARENT).join(lab))
+    });
+    legacy.collect()
+}
+
+/// Makes a cgroup of cgroup v1 below a lab's. A new group of the cpuset hierarchy has no CPU and takes no process until it is told
+/// which: those of its parent.
+pub(crate) fn create_legacy(lab_root: &Path, path: &Path) -> io::Result<()> {
+    create(path)?;
+    let parents =
+        path.ancestors().take_while(|parent| parent.starts_with(lab_root.parent().unwrap_or(lab_root)));
+    let mut inner: Vec<&Path> = parents.collect();
+    inner.reverse();
+    for group in inner {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let (Some(parent), own) = (group.parent(), group.join(file)) else { continue };
+            if own.exists() && fs::read_to_string(&own)?.trim().is_empty() {
+                fs::write(&own, fs::read_to_string(parent.join(file))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid systems.
 pub(crate) fn mount_point() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
@@ -51,6 +81,14 @@ pub(crate) fn remove(root: &Path) -> io::Result<()> {
         return Ok(());
     }
     fs::write(root.join("cgroup.kill"), "1")?;
+    remove_emptied(root)
+}
+
+/// Removes a cgroup with all below, whose last processes are about to be gone.
+pub(crate) fn remove_emptied(root: &Path) -> io::Result<()> {
+    if !root.exists() {
+        return Ok(());
+    }
     let deadline = Instant::now() + KILL_DEADLINE;
     // Busy until the last process has been torn down.
     while let Err(error) = remove_tree(root) {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod cluster;
 mod labs;
 mod load;
 
@@ -69,6 +70,8 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<std::ffi::OsString>,
     },
+    /// Kubernetes clusters, for tests and for looking around
+    Cluster(cluster::ClusterArguments),
     /// Serve: say which pod answers, whom it sees and over what; echo what is sent
     Echo {
         /// Where to listen: PORT for both families, or ADDRESS:PORT
@@ -191,6 +194,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::List { format } => labs::list(format.output)?,
         Command::Show { name, format } => labs::show(&name, format.output)?,
         Command::Exec { lab, machine, command } => return Err(labs::exec(&lab, &machine, &command)),
+        Command::Cluster(arguments) => cluster::run(arguments)?,
         Command::Demo(arguments) => demo::run(&arguments)?,
         Command::Echo { listen, name, udp } => {
             let addresses: Vec<SocketAddr> = listen.into_iter().flat_map(|listen| listen.0).collect();

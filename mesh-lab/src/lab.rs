@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cgroup;
 use crate::machine::{Kind, Machine};
+use crate::mounts::MountNamespace;
 use crate::netns::Namespace;
 use crate::network::{self, NetworkError};
 use crate::state::{self, ProcessId, Record};
@@ -124,6 +125,7 @@ impl Lab {
             owner: ProcessId::own(),
             namespaces,
             cgroup: cgroup::lab_root(&topology.name),
+            legacy_cgroups: cgroup::legacy_roots(&topology.name),
             processes: Vec::new(),
             topology: topology.clone(),
         };
@@ -166,9 +168,34 @@ impl Lab {
     /// # Errors
     /// When that cannot be recorded.
     pub fn keep(mut self) -> Result<(), LabError> {
-        state::update(self.name(), |record| record.owner = None)?;
+        self.give_to(None)
+    }
+
+    /// Records another owner, whose end makes the lab stale; none for a lab that shall stay.
+    pub(crate) fn give_to(&mut self, owner: Option<ProcessId>) -> Result<(), LabError> {
+        state::update(self.name(), |record| record.owner = owner)?;
         self.owned = false;
         Ok(())
+    }
+
+    /// Gives a machine a view of the file systems of its own, in which `furnish` mounts what only it shall see.
+    pub(crate) fn isolate_mounts(
+        &mut self,
+        machine: &str,
+        furnish: impl FnOnce() -> io::Result<()> + Send,
+    ) -> Result<(), LabError> {
+        let path = self.mounts_path(machine);
+        let mounts = MountNamespace::create(&path, furnish)
+            .map_err(|source| LabError::Create { what: format!("{machine}'s file systems"), source })?;
+        if let Some(machine) = self.machines.get_mut(machine) {
+            machine.with_mounts(mounts);
+        }
+        Ok(())
+    }
+
+    /// The file that keeps a machine's view of the file systems, if it has one of its own.
+    fn mounts_path(&self, machine: &str) -> PathBuf {
+        self.log_directory().join("mounts").join(machine)
     }
 
     /// Its name.
@@ -349,7 +376,15 @@ impl Lab {
         let namespace = namespace(&full_name)
             .map_err(|source| LabError::Create { what: format!("the namespace {full_name}"), source })?;
         let cgroup = self.registry.cgroup.as_ref().map(|root| root.join(cgroup.iter().collect::<PathBuf>()));
-        Ok(Machine::new(name, kind, addresses, namespace, cgroup, Arc::clone(&self.registry)))
+        let mut machine = Machine::new(name, kind, addresses, namespace, cgroup, Arc::clone(&self.registry));
+        match MountNamespace::open(&self.mounts_path(name)) {
+            Ok(mounts) => machine.with_mounts(mounts),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(LabError::Create { what: format!("{name}'s file systems"), source });
+            }
+        }
+        Ok(machine)
     }
 
     fn wire(&self, switch: &Namespace) -> Result<(), LabError> {

@@ -25,6 +25,7 @@
 pub mod background;
 pub mod capture;
 pub mod certificates;
+pub mod cluster;
 pub mod echo;
 pub mod lab;
 pub mod machine;

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::lab::Registry;
+use crate::mounts::MountNamespace;
 use crate::netns::Namespace;
 use crate::process::{Process, ProcessError, Program};
 use crate::state::ProcessId;
@@ -40,6 +41,7 @@ pub struct Machine {
     addresses: Addresses,
     namespace: Namespace,
     cgroup: Option<PathBuf>,
+    mounts: Option<MountNamespace>,
     registry: Arc<Registry>,
 }
 
@@ -52,7 +54,12 @@ impl Machine {
         cgroup: Option<PathBuf>,
         registry: Arc<Registry>,
     ) -> Self {
-        Self { name: name.to_owned(), kind, addresses, namespace, cgroup, registry }
+        Self { name: name.to_owned(), kind, addresses, namespace, cgroup, mounts: None, registry }
+    }
+
+    /// Gives it a view of the file systems of its own, which later programs are born in.
+    pub(crate) fn with_mounts(&mut self, mounts: MountNamespace) {
+        self.mounts = Some(mounts);
     }
 
     /// Its name in the topology.
@@ -122,17 +129,25 @@ impl Machine {
     /// Moves the calling thread here, with its process's cgroup, for good. Before `exec`, in a process with no other thread.
     ///
     /// # Errors
-    /// When the namespace or the cgroup cannot be entered.
+    /// When a namespace or the cgroup cannot be entered.
     pub fn enter(&self) -> io::Result<()> {
         if let Some(process) = ProcessId::own() {
             self.registry.started(process);
         }
         self.namespace.enter()?;
+        self.mounts.as_ref().map_or(Ok(()), MountNamespace::enter)?;
         self.cgroup().map_or(Ok(()), |cgroup| std::fs::write(cgroup.join("cgroup.procs"), "0"))
     }
 
     /// A descriptor of the namespace that outlives this handle.
     pub(crate) fn namespace_file(&self) -> io::Result<File> {
         Ok(File::from(self.namespace.as_fd().try_clone_to_owned()?))
+    }
+
+    /// The same of its view of the file systems; `None` if it has none of its own.
+    pub(crate) fn mounts_file(&self) -> io::Result<Option<File>> {
+        let descriptor =
+            self.mounts.as_ref().map(|mounts| mounts.as_fd().try_clone_to_owned()).transpose()?;
+        Ok(descriptor.map(File::from))
     }
 }

@@ -1,12 +1,96 @@
-//! File systems that a lab has mounted in its own directory.
+//! File systems that a lab has mounted in its own directory, and views of all file systems that only one machine has.
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{CStr, OsString};
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+const NO_PATH: Option<&CStr> = None;
+
+/// A mount namespace: what is mounted in it is seen by nobody else, and gone with it. A file keeps it, as `ip netns` keeps network
+/// namespaces; it ends when that is unmounted and no program is in it any more.
+#[derive(Debug)]
+pub(crate) struct MountNamespace {
+    file: File,
+}
+
+impl MountNamespace {
+    /// Makes a namespace out of this process's own, kept by the file `path`, and mounts there what `furnish` does.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or `furnish` fails; nothing is kept then.
+    pub(crate) fn create(path: &Path, furnish: impl FnOnce() -> io::Result<()> + Send) -> io::Result<Self> {
+        private_directory(path.parent().unwrap_or(Path::new("/")))?;
+        File::create(path)?;
+        thread::scope(|scope| {
+            let (made, making) = mpsc::channel();
+            let (kept, keeping) = mpsc::channel::<()>();
+            let maker = scope.spawn(move || -> io::Result<()> {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                // Nothing comes in from outside or goes out; but what a container runtime mounts inside reaches its containers.
+                let all = |flag| mount(NO_PATH, "/", NO_PATH, MsFlags::MS_REC | flag, NO_PATH);
+                all(MsFlags::MS_PRIVATE)?;
+                all(MsFlags::MS_SHARED)?;
+                furnish()?;
+                // The namespace lives with this thread until the file keeps it. Nobody listens: no file will.
+                let _ = made.send(nix::unistd::gettid());
+                let _ = keeping.recv();
+                Ok(())
+            });
+            if let Ok(thread) = making.recv() {
+                let namespace = format!("/proc/self/task/{thread}/ns/mnt");
+                let bound = mount(Some(namespace.as_str()), path, NO_PATH, MsFlags::MS_BIND, NO_PATH);
+                drop(kept);
+                bound?;
+            }
+            match maker.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        Self::open(path)
+    }
+
+    /// Opens the namespace that a file keeps.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(path)? })
+    }
+
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// When the thread shares its root and working directory with others.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNS).map_err(io::Error::from)
+    }
+}
+
+impl AsFd for MountNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Makes a directory whose mounts are not copied into other namespaces: the kernel refuses to bind a mount namespace where it could
+/// come to be inside of itself.
+fn private_directory(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    mount(Some(path), path, NO_PATH, MsFlags::MS_BIND, NO_PATH)?;
+    Ok(mount(NO_PATH, path, NO_PATH, MsFlags::MS_PRIVATE, NO_PATH)?)
+}
 
 /// Mounts a BPF file system of its own at `path`, which is made.
 ///
@@ -63,6 +147,32 @@ mod tests {
     fn escapes_are_undone() {
         assert_eq!(unescape(br"/a\040b\134c"), PathBuf::from("/a b\\c"));
         assert_eq!(unescape(br"/a\0"), PathBuf::from("/a\\0"));
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_namespace_is_seen_nowhere_else_and_gone_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (place, keeper) = (directory.path().join("place"), directory.path().join("kept/one"));
+        fs::create_dir(&place).unwrap();
+        let furnish = || {
+            mount(Some("none"), &place, Some("tmpfs"), MsFlags::empty(), NO_PATH)?;
+            fs::write(place.join("inside"), "")
+        };
+        let namespace = MountNamespace::create(&keeper, furnish).unwrap();
+        assert!(!place.join("inside").exists());
+        let seen = thread::scope(|scope| {
+            let look = || {
+                // A thread may enter once it has let go of the directories that it shares with the others.
+                unshare(CloneFlags::CLONE_FS).unwrap();
+                MountNamespace::open(&keeper).unwrap().enter().unwrap();
+                place.join("inside").exists()
+            };
+            scope.spawn(look).join().unwrap()
+        });
+        assert!(seen);
+        drop(namespace);
+        unmount_below(directory.path()).unwrap();
+        assert!(MountNamespace::open(&keeper).unwrap().enter().is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Programs that run in a machine of a lab.
 //!
-//! A program is born in its machine's namespace and cgroup, as the leader of a process group. It dies with its [`Process`] handle,
+//! A program is born in its machine's namespaces and cgroup, as the leader of a process group. It dies with its [`Process`] handle,
 //! with its lab, and, should this process be killed, with this process; only [`Program::detached`] ones outlive the last two.
 
 mod spawner;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -100,6 +101,7 @@ pub struct Program {
     log: PathBuf,
     timeout: Duration,
     detached: bool,
+    place: Place,
 }
 
 impl Program {
@@ -115,13 +117,12 @@ impl Program {
             program: program.clone(),
             source,
         };
-        let namespace = machine.namespace_file().map_err(started)?;
-        let entrance = machine.cgroup().map(cgroup::entrance).transpose().map_err(started)?;
+        let place = Place {
+            network: machine.namespace_file().map_err(started)?,
+            mounts: machine.mounts_file().map_err(started)?,
+            cgroup: machine.cgroup().map(cgroup::entrance).transpose().map_err(started)?,
+        };
         command.process_group(0).stdin(Stdio::null());
-        let enter = move || enter(&namespace, entrance.as_ref());
-        // SAFETY: runs in the child between fork and exec, where only async-signal-safe calls are allowed: `enter` makes plain
-        // system calls on descriptors that were opened before, and allocates nothing.
-        unsafe { command.pre_exec(enter) };
         let log = registry.next_log(machine.name(), &program);
         Ok(Self {
             command,
@@ -130,7 +131,18 @@ impl Program {
             log,
             timeout: OUTPUT_TIMEOUT,
             detached: false,
+            place,
         })
+    }
+
+    /// Runs it in another cgroup than its machine's: one below that, which is made.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be made.
+    pub(crate) fn cgroup(mut self, path: &Path) -> Result<Self, ProcessError> {
+        let entrance = cgroup::create(path).and_then(|()| cgroup::entrance(path));
+        self.place.cgroup = Some(entrance.map_err(|source| self.refused(source))?);
+        Ok(self)
     }
 
     /// Adds an argument.
@@ -231,6 +243,11 @@ impl Program {
     }
 
     fn start(mut self) -> Result<Process, ProcessError> {
+        let place = self.place;
+        let enter = move || place.enter();
+        // SAFETY: runs in the child between fork and exec, where only async-signal-safe calls are allowed: `enter` makes plain
+        // system calls on descriptors that were opened before, and allocates nothing.
+        unsafe { self.command.pre_exec(enter) };
         if !self.detached {
             let die_with_parent = || set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
             // SAFETY: one system call, between fork and exec.
@@ -257,14 +274,27 @@ impl Program {
     }
 }
 
-/// Moves the calling process into a machine.
-fn enter(namespace: &File, cgroup: Option<&File>) -> io::Result<()> {
-    nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-    if let Some(cgroup) = cgroup {
-        // `0` is the process that writes.
-        nix::unistd::write(cgroup, b"0")?;
+/// Where a program is born.
+#[derive(Debug)]
+struct Place {
+    network: File,
+    mounts: Option<File>,
+    cgroup: Option<File>,
+}
+
+impl Place {
+    /// Moves the calling process there.
+    fn enter(&self) -> io::Result<()> {
+        setns(&self.network, CloneFlags::CLONE_NEWNET)?;
+        if let Some(mounts) = &self.mounts {
+            setns(mounts, CloneFlags::CLONE_NEWNS)?;
+        }
+        if let Some(cgroup) = &self.cgroup {
+            // `0` is the process that writes.
+            nix::unistd::write(cgroup, b"0")?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn read_all(pipe: impl Read) -> Vec<u8> {
@@ -286,6 +316,12 @@ pub struct Process {
 }
 
 impl Process {
+    /// Its identity, by which it is found when this handle is gone; `None` if it ended at once.
+    #[must_use]
+    pub(crate) fn id(&self) -> Option<ProcessId> {
+        self.id
+    }
+
     /// Its process id, which is also its process group.
     #[must_use]
     pub fn pid(&self) -> u32 {

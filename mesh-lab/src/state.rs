@@ -18,6 +18,8 @@ use crate::netns::Namespace;
 use crate::topology::Topology;
 
 const DIRECTORY: &str = "/run/mesh-lab";
+/// What is too large for `/run`, which may be kept in memory.
+const DATA_DIRECTORY: &str = "/var/cache/mesh-lab";
 
 /// Everything a lab has made outside of its own namespaces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +32,9 @@ pub struct Record {
     pub namespaces: Vec<String>,
     /// Its cgroup, where the kernel has cgroup2.
     pub cgroup: Option<PathBuf>,
+    /// What container runtimes may make in its name in the hierarchies of cgroup v1, where the system still has them.
+    #[serde(default)]
+    pub legacy_cgroups: Vec<PathBuf>,
     /// Programs started in it.
     pub processes: Vec<ProcessId>,
 }
@@ -44,8 +49,9 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Identifies a process that has not been waited for.
-    pub(crate) fn of(pid: i32) -> Option<Self> {
+    /// Identifies a process that has not been waited for; `None` if there is none.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
         Some(Self::and_state(pid)?.0)
     }
 
@@ -125,16 +131,23 @@ impl Record {
                 .map_err(|source| LabError::Remove { what: root.display().to_string(), source })?;
             cgroup::remove_parent(root);
         }
+        for root in &self.legacy_cgroups {
+            cgroup::remove_emptied(root)
+                .map_err(|source| LabError::Remove { what: root.display().to_string(), source })?;
+            cgroup::remove_parent(root);
+        }
         for namespace in &self.namespaces {
             Namespace::remove(namespace)
                 .map_err(|source| LabError::Remove { what: format!("namespace {namespace}"), source })?;
         }
-        let logs = log_directory(name);
-        unmount_below(&logs).map_err(|source| LabError::Remove {
-            what: format!("what is mounted in {}", logs.display()),
-            source,
-        })?;
-        for gone in [fs::remove_dir_all(&logs), fs::remove_file(path(name))] {
+        let (logs, data) = (log_directory(name), data_directory(name));
+        for directory in [&logs, &data] {
+            unmount_below(directory).map_err(|source| LabError::Remove {
+                what: format!("what is mounted in {}", directory.display()),
+                source,
+            })?;
+        }
+        for gone in [fs::remove_dir_all(&logs), fs::remove_dir_all(&data), fs::remove_file(path(name))] {
             match gone {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(LabError::state(&logs, error));
@@ -142,6 +155,8 @@ impl Record {
                 _ => {}
             }
         }
+        // Refused while other labs have something there.
+        let _ = fs::remove_dir(DATA_DIRECTORY);
         Ok(())
     }
 }
@@ -149,6 +164,11 @@ impl Record {
 /// Where the programs of a lab write what they say.
 pub(crate) fn log_directory(lab: &str) -> PathBuf {
     Path::new(DIRECTORY).join(lab)
+}
+
+/// Where a lab keeps what is large.
+pub(crate) fn data_directory(lab: &str) -> PathBuf {
+    Path::new(DATA_DIRECTORY).join(lab)
 }
 
 /// The record of a lab.

@@ -115,7 +115,7 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints columns as wide as their widest cell.
-fn print_table(rows: &[Vec<String>]) -> anyhow::Result<()> {
+pub(super) fn print_table(rows: &[Vec<String>]) -> anyhow::Result<()> {
     let columns = rows.first().map_or(0, Vec::len);
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let widths: Vec<usize> =
