@@ -1,16 +1,13 @@
-# The node agent and meshctl.
+# The node agent and meshctl; the same image as `cargo xtask images` writes without Docker.
 #
 #     docker build -f deploy/images/mesh-agent.Dockerfile -t mesh-agent:0.1.0 .
 #
-# The last stage has no shell, no package manager and no users, only the two programs and the glibc they need. Static builds
-# were weighed: musl's allocator has one lock for all threads, and a static glibc cannot look up names.
+# The last stage has no shell, no package manager and no users, only the two programs and the glibc they need.
 FROM rust:1.95-bookworm AS build
 WORKDIR /mesh
 COPY . .
-# `cargo xtask build-ebpf` installs what builds the kernel programs.
-RUN cargo xtask build-ebpf \
- && cargo build --release --locked --package mesh-agent --bins
-RUN deploy/images/collect /image target/release/mesh-agent target/release/meshctl
+# Installs what builds the kernel programs, builds everything and collects what the image holds.
+RUN cargo xtask images --only mesh-agent --unpack /image
 
 FROM scratch
 COPY --from=build /image /

@@ -8,8 +8,10 @@ mod bench;
 mod build;
 mod chart;
 mod ci;
+mod cluster;
 mod demo;
 mod ebpf;
+mod images;
 mod process;
 mod progress;
 mod setup;
@@ -43,6 +45,10 @@ enum Task {
     Demo(demo::Options),
     /// Measure the mesh and its peers against direct connections.
     Bench(bench::Options),
+    /// Write the images that a cluster runs, without Docker.
+    Images(images::Options),
+    /// Make, use and remove Kubernetes clusters on this machine, and run the tests that need one.
+    Cluster(cluster::Options),
     /// Run every test, or those whose name contains FILTER.
     Test(test::Options),
     /// Run what continuous integration runs: tests, formatting, lints, documentation, the rendered chart.
@@ -72,6 +78,8 @@ fn run(task: &Task) -> Result<()> {
         Task::Build(options) => build::task(&workspace, options),
         Task::Demo(options) => demo::task(&workspace, options),
         Task::Bench(options) => bench::task(&workspace, options),
+        Task::Images(options) => images::task(&workspace, options),
+        Task::Cluster(options) => cluster::task(&workspace, options),
         Task::Test(options) => test::task(&workspace, options),
         Task::Ci => ci::task(&workspace),
         Task::Chart(options) => chart::task(&workspace, options),

@@ -6,7 +6,9 @@
 mod apt;
 mod bpf;
 mod envoy;
+mod go;
 pub(crate) mod helm;
+pub(crate) mod kubernetes;
 mod python;
 
 use std::{
@@ -42,13 +44,21 @@ enum Remedy {
     Step(fn(&Workspace) -> Result<()>),
 }
 
-/// What a task is about to do, each with what it needs beyond the one before; images are built without what only tests
-/// need, and nobody gets the benchmarks' peers who does not run them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What a task is about to do: images are built without what only tests need, and nobody gets the benchmarks' peers or a
+/// Kubernetes who does not run them.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Building,
     Testing,
     Measuring,
+    Clustering,
+}
+
+impl Purpose {
+    /// Whether it needs what `other` needs. All need what building does, and all others what testing does.
+    fn includes(self, other: Self) -> bool {
+        self == other || other == Self::Building || (other == Self::Testing && self != Self::Building)
+    }
 }
 
 /// `cargo xtask setup`.
@@ -111,10 +121,13 @@ fn show(missing: &[Missing]) {
 fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Missing> {
     let mut missing = apt::missing(purpose);
     missing.extend(bpf::missing());
-    if purpose >= Purpose::Testing {
+    if purpose.includes(Purpose::Testing) {
         missing.extend(components(workspace));
         missing.extend(helm::missing(workspace));
         missing.extend(envoy::missing(workspace));
+    }
+    if purpose.includes(Purpose::Clustering) {
+        missing.extend(kubernetes::missing(workspace));
     }
     // Two needs may ask for the same thing.
     let mut known = BTreeSet::new();

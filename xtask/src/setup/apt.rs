@@ -78,14 +78,44 @@ const FOR_MEASURING: &[Need] = &[Need {
     packages: &["haproxy"],
 }];
 
+const FOR_CLUSTERING: &[Need] = &[
+    Need { what: "etcd", why: "the store of test clusters", programs: &["etcd"], packages: &["etcd-server"] },
+    Need {
+        what: "containerd, runc",
+        why: "run the containers of test clusters",
+        programs: &["containerd", "ctr", "runc"],
+        packages: &["containerd", "runc"],
+    },
+    Need {
+        what: "CNI plugins",
+        why: "connect the pods of test clusters",
+        programs: &["ptp", "bridge", "host-local", "portmap"],
+        packages: &["containernetworking-plugins"],
+    },
+    Need {
+        what: "iptables, nft, conntrack",
+        why: "kube-proxy in test clusters",
+        programs: &["iptables", "nft", "conntrack"],
+        packages: &["iptables", "nftables", "conntrack"],
+    },
+    Need {
+        what: "busybox",
+        why: "the shell of pods in test clusters",
+        programs: &["busybox"],
+        packages: &["busybox-static"],
+    },
+];
+
 /// The needs that packages meet and that are not met.
 pub(super) fn missing(purpose: Purpose) -> Vec<Missing> {
     let needs = [
         (Purpose::Building, FOR_BUILDING),
         (Purpose::Testing, FOR_TESTING),
         (Purpose::Measuring, FOR_MEASURING),
+        (Purpose::Clustering, FOR_CLUSTERING),
     ];
-    let needs = needs.into_iter().filter(|(needed, _)| *needed <= purpose).flat_map(|(_, needs)| needs);
+    let needs =
+        needs.into_iter().filter(|(needed, _)| purpose.includes(*needed)).flat_map(|(_, needs)| needs);
     let unmet = needs.filter(|need| !need.programs.iter().all(|program| is_installed(program)));
     let missing = |need: &Need| Missing {
         what: need.what.into(),
@@ -96,9 +126,10 @@ pub(super) fn missing(purpose: Purpose) -> Vec<Missing> {
 }
 
 fn is_installed(program: &str) -> bool {
-    // Debian keeps PostgreSQL's server programs out of `PATH`, one folder per version.
+    // Debian keeps PostgreSQL's server programs out of `PATH`, one folder per version, and CNI's plugins.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     find_program(program).is_some()
+        || Path::new("/usr/lib/cni").join(program).exists()
         || versions.into_iter().any(|version| version.path().join("bin").join(program).exists())
 }
 
@@ -151,7 +182,7 @@ fn update(workspace: &Workspace) {
 }
 
 /// The services of the packages we install. Tests and benchmarks start their own servers in namespaces of their own.
-const SERVICES: [&str; 4] = ["nginx", "redis-server", "postgresql", "haproxy"];
+const SERVICES: [&str; 6] = ["nginx", "redis-server", "postgresql", "haproxy", "etcd", "containerd"];
 
 fn has_service(name: &str) -> bool {
     Path::new("/lib/systemd/system").join(name).with_extension("service").exists()
