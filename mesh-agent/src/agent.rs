@@ -32,11 +32,14 @@ use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
 use crate::identity::{self, IdentityManager, SystemClock};
+use crate::kubernetes::{self, Cluster, Succession};
 use crate::memory;
 use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
 use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
-use crate::settings::{AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, Switch, TunnelMode};
+use crate::settings::{
+    AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, StateOnExit, Switch, TunnelMode,
+};
 use crate::steering::host::capabilities::{self, Loader};
 use crate::steering::host::instance::InstanceLock;
 use crate::steering::host::{self, HostSettings, HostState, kernel};
@@ -131,6 +134,7 @@ async fn serve_pods(
     let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let cluster = cluster(&settings).await?;
 
     // The mesh as it was last known.
     let transport = transport(&settings);
@@ -198,7 +202,7 @@ async fn serve_pods(
         )),
         config: Arc::new(inspect::Config::new(config, settings.control_servers.clone())),
         identities: Arc::new(inspect::Certificates::new(identities)),
-        host: Arc::new(inspect::Node::new(host_settings, settings.node.bpffs.clone())),
+        host: Arc::new(inspect::Node::new(host_settings, settings.node.bpffs.clone(), cluster.clone())),
         enrolment: Arc::new(inspect::Pods::new(statuses.clone())),
     });
     let http = TcpListener::bind(settings.http_address)
@@ -209,7 +213,7 @@ async fn serve_pods(
     tasks.spawn(until_failure("admin socket", admin::serve_socket(socket, state, stopped(&stop))));
 
     // Those who keep it all up to date.
-    let source = pod_source(&settings, &snapshot, statuses.clone()).await?;
+    let source = pod_source(&settings, cluster.as_ref(), &snapshot, statuses.clone());
     let balanced = statuses.clone();
     let (desired, desired_pods) = watch::channel(DesiredPods::default());
     let named = desired_pods.clone();
@@ -225,6 +229,11 @@ async fn serve_pods(
     tasks.spawn(devices.run(stop.clone()));
     tasks.spawn(passages.run(stop.clone()));
     tasks.spawn(client.run(stopped(&stop)));
+    let (serving, serves) = watch::channel(false);
+    if let Some(cluster) = cluster.clone() {
+        let remove_taint = kubernetes::taint::remove_when_serving(cluster, serves);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(remove_taint));
+    }
     tasks.close();
 
     // From here on connections are taken.
@@ -244,6 +253,7 @@ async fn serve_pods(
             steering.set_listeners(&core_listeners(proxy.listeners(), workers))?;
             listening.store(proxy.listeners().len(), Ordering::Relaxed);
             info!(elapsed = ?started.elapsed(), "ready");
+            serving.send_replace(true);
             tasks.spawn(stop.clone().run_until_cancelled_owned(async move { memory::keep_small(&all_of_it).await }));
             signals.stop().await;
         }
@@ -251,13 +261,14 @@ async fn serve_pods(
     }
 
     info!(drain_time = ?settings.drain_time, "stopping");
+    serving.send_replace(false);
     steering.set_listeners(&[])?;
     listening.store(0, Ordering::Relaxed);
     tokio::select! {
         drained = proxy.drain(settings.drain_time) => info!(cut = drained.cut, "drained"),
         () = signals.stop() => warn!("told to stop again: connections are cut"),
     }
-    if !settings.keep_state_on_exit {
+    if !keeps_state(&settings, cluster.as_ref()).await {
         // The programs first: a packet that is marked must find the routes.
         crate::steering::detach(&steering_settings.directory)?;
         host.remove().await?;
@@ -326,26 +337,59 @@ fn telemetry_options(settings: &RunArgs) -> TelemetryOptions {
     TelemetryOptions { access_log, ..TelemetryOptions::default() }
 }
 
-async fn pod_source(
+/// The cluster that the agent is part of.
+async fn cluster(settings: &RunArgs) -> Result<Option<Cluster>> {
+    if settings.pod_source != PodSourceKind::Kubernetes {
+        return Ok(None);
+    }
+    let client = kubernetes::client::infer()
+        .await
+        .context("--pod-source kubernetes: no access to the Kubernetes API")?;
+    Ok(Some(Cluster {
+        client,
+        node: settings.node.node_name.as_str().into(),
+        namespace: settings.pod_namespace.as_str().into(),
+        daemon_set: settings.daemonset.as_deref().map(Arc::from),
+        startup_taint: settings.startup_taint.as_deref().map(Arc::from),
+    }))
+}
+
+/// Whether what is on the node stays when the agent ends.
+async fn keeps_state(settings: &RunArgs, cluster: Option<&Cluster>) -> bool {
+    let succession = match (settings.state_on_exit, cluster) {
+        (StateOnExit::Keep, _) => return true,
+        (StateOnExit::DaemonSet, Some(cluster)) => kubernetes::succession::ask(cluster).await,
+        (StateOnExit::Remove, _) | (StateOnExit::DaemonSet, None) => return false,
+    };
+    match succession {
+        Succession::Follows(reason) => {
+            info!(reason, "this node stays steered, for the agent that follows");
+            true
+        }
+        Succession::Ends(reason) => {
+            info!(reason, "removing every trace of the agent");
+            false
+        }
+    }
+}
+
+fn pod_source(
     settings: &RunArgs,
+    cluster: Option<&Cluster>,
     snapshot: &Arc<crate::config::SharedSnapshot>,
     statuses: watch::Receiver<PodStatuses>,
-) -> Result<PodSource> {
-    match settings.pod_source {
-        PodSourceKind::Control => {
-            Ok(PodSource::Control(ControlSource::new(Arc::clone(snapshot), settings.failure_mode.into())))
-        }
-        PodSourceKind::Kubernetes => {
-            let client = kube::Client::try_default()
-                .await
-                .context("--pod-source kubernetes: no access to the Kubernetes API")?;
+) -> PodSource {
+    match cluster {
+        None => PodSource::Control(ControlSource::new(Arc::clone(snapshot), settings.failure_mode.into())),
+        Some(cluster) => {
             let known = control::pods(&snapshot.load(), settings.failure_mode.into());
             let place = KubernetesSettings {
                 node: settings.node.node_name.as_str().into(),
                 cluster: settings.cluster_id.as_str().into(),
                 failure_mode: settings.failure_mode.into(),
             };
-            Ok(PodSource::Kubernetes(Box::new(KubernetesSource::new(client, place, known, statuses))))
+            let client = cluster.client.clone();
+            PodSource::Kubernetes(Box::new(KubernetesSource::new(client, place, known, statuses)))
         }
     }
 }

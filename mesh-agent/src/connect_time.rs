@@ -5,8 +5,8 @@
 //! drawn the connection comes to the agent, which chooses among the *others*. So every endpoint has the share that its
 //! weight gives it, and the agent must know what the kernel does: [`ConnectTime`] is the table the kernel was given.
 //!
-//! Only where the kernel's draw is the agent's: services with an address of their own, without a waypoint, in the tier
-//! of endpoints that comes first (with a preference for the own node that is all of them, and the agent hears nothing
+//! Only where the kernel's draw is the agent's: services with an address of their own, without a waypoint or session affinity, in
+//! the tier of endpoints that comes first (with a preference for the own node that is all of them, and the agent hears nothing
 //! of such a connection). Least-request, ejection and another try elsewhere are the agent's: an endpoint that the
 //! agent has ejected is taken out of the table, but a connection that the kernel sent to a pod has no second try.
 

@@ -63,7 +63,7 @@ pub trait PodSteering: Send {
 
     /// Tells the kernel of a pod, or what has changed of it. From the return on its traffic is steered, if it is
     /// enrolled; if it is not, its addresses are merely its own. The pod's device may be known only later. A pod
-    /// whose addresses change is withdrawn first.
+    /// whose addresses change, or that was made anew under its name, is withdrawn first.
     fn apply(&mut self, pod: &LocalPod) -> Result<(), Self::Error>;
 
     /// Makes the kernel forget a pod, as it was applied last.

@@ -6,12 +6,13 @@
 //!    client wanted to go (`worker`, `listener`, `socket`);
 //! 2. *identify*, *route*: whose connection it is and where it leads, a pure decision ([`decision`]);
 //! 3. *authorize*: whether it may (`limits`);
-//! 4. *connect*: to an endpoint (`balance`, `dial`);
+//! 4. *connect*: to an endpoint (`balance`, `affinity`, `dial`);
 //! 5. *relay*: bytes both ways (`relay`);
 //! 6. *report*: to metrics, log and `meshctl` (`report`).
 //!
 //! Accepting comes before connecting: a client of an endpoint that is down sees its connection open and then reset.
 
+mod affinity;
 mod authorize;
 mod balance;
 mod connection;
@@ -125,6 +126,7 @@ impl Proxy {
         let listeners = listener::open_all(&settings)?;
         let shared = Shared {
             limits: Arc::new(Limits::new(&settings)),
+            affinity: Arc::default(),
             settings: Arc::new(settings),
             snapshot: inputs.snapshot,
             pods: inputs.pods,

@@ -72,6 +72,19 @@ pub enum Switch {
     Off,
 }
 
+/// What becomes of an agent's traces on the node when it is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateOnExit {
+    /// They are removed.
+    Remove,
+    /// They stay, for a successor that takes over (an update). `mesh-agent detach` removes them.
+    Keep,
+    /// They stay while the DaemonSet that the agent is of wants an agent on this node, and are removed when it is deleted.
+    #[value(name = "daemonset")]
+    DaemonSet,
+}
+
 /// What a pod that does not say itself gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -268,9 +281,18 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_TUNNEL_PROTOCOL", value_enum, default_value = "auto")]
     pub tunnel_protocol: TunnelMode,
 
-    /// Keep steering state and routes when the agent stops, for a successor that takes over at once (an upgrade).
-    #[arg(long, env = "MESH_KEEP_STATE_ON_EXIT")]
-    pub keep_state_on_exit: bool,
+    /// What becomes of the steering state, rules, routes and sysctls when the agent is told to stop.
+    #[arg(long, env = "MESH_STATE_ON_EXIT", value_enum, default_value = "remove")]
+    pub state_on_exit: StateOnExit,
+
+    /// DaemonSet that the agent is of, in the namespace of its pod; needed for --state-on-exit daemonset.
+    #[arg(long, env = "MESH_DAEMONSET", value_name = "NAME")]
+    pub daemonset: Option<String>,
+
+    /// Key of a taint that keeps pods off a new node until the agent serves, and that it then removes. It never puts it
+    /// there: have the node registered with it.
+    #[arg(long, env = "MESH_STARTUP_TAINT", value_name = "KEY")]
+    pub startup_taint: Option<String>,
 }
 
 /// Options of `mesh-agent detach`.
@@ -357,6 +379,23 @@ impl RunArgs {
         {
             problems.push(format!("--max-connections-per-pod {pod} is more than --max-connections {all}"));
         }
+        for (flag, given) in [
+            ("--state-on-exit daemonset", self.state_on_exit == StateOnExit::DaemonSet),
+            ("--startup-taint", self.startup_taint.is_some()),
+        ] {
+            if given && self.pod_source != PodSourceKind::Kubernetes {
+                problems.push(format!("{flag}: takes --pod-source kubernetes"));
+            }
+        }
+        if self.state_on_exit == StateOnExit::DaemonSet && self.daemonset.is_none() {
+            problems.push("--state-on-exit daemonset: name it in --daemonset".to_owned());
+        }
+        if let Some(key) = &self.startup_taint
+            && !is_taint_key(key)
+        {
+            problems
+                .push(format!("--startup-taint {key:?}: the key of a taint, such as mesh-agent/not-ready"));
+        }
         for (flag, time) in
             [("--connect-timeout", self.connect_timeout), ("--idle-timeout", self.idle_timeout)]
         {
@@ -408,6 +447,18 @@ fn control_server(text: &str) -> Result<(), String> {
         (Some("http" | "https"), None) => Err("names no port, such as :15010".to_owned()),
         _ => Err("must start with http:// or https://".to_owned()),
     }
+}
+
+/// A qualified name: an optional DNS prefix and a slash, and up to 63 letters, digits, '-', '_' and '.'.
+fn is_taint_key(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let made_of = |text: &str, longest: usize, others: &[char]| {
+        (1..=longest).contains(&text.len())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(&c))
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    made_of(name, 63, &['-', '_', '.']) && prefix.is_none_or(|prefix| made_of(prefix, 253, &['-', '.']))
 }
 
 /// Reads a positive number, decimal or 0x hexadecimal.

@@ -41,7 +41,7 @@ impl AdminState {
     }
 
     fn pods(&self) -> Check {
-        let (mut pending, mut failed) = (Vec::new(), Vec::new());
+        let (mut pending, mut failed, mut odd) = (Vec::new(), Vec::new(), Vec::new());
         for pod in self.pod_infos() {
             let described = || {
                 format!(
@@ -54,6 +54,7 @@ impl AdminState {
             match pod.state {
                 PodState::Pending => pending.push(described()),
                 PodState::Failed => failed.push(described()),
+                PodState::Enrolled | PodState::Outside if pod.detail.is_some() => odd.push(described()),
                 PodState::Enrolled | PodState::Outside => {}
             }
         }
@@ -63,6 +64,13 @@ impl AdminState {
         }
         if !pending.is_empty() {
             return Check::warn(name, pending.join("; "), "wait: a starting pod gets its device last");
+        }
+        if !odd.is_empty() {
+            return Check::warn(
+                name,
+                odd.join("; "),
+                "correct the pods' labels and annotations; see `meshctl pods`",
+            );
         }
         let pods = self.pod_counts();
         Check::ok(name, format!("{} of {} pods of this node are enrolled", pods.enrolled, pods.known))
@@ -174,7 +182,19 @@ fn spoofing(report: &SteeringReport) -> Check {
 fn control_server(config: &ConfigStatus) -> Check {
     let name = "control server";
     if let Some(server) = &config.connected {
-        return Check::ok(name, format!("connected to {server}"));
+        let Some(identifier) = &config.identifier else {
+            return Check::ok(name, format!("connected to {server}"));
+        };
+        let connected = format!("connected to {server}: {identifier}");
+        let ours = env!("CARGO_PKG_VERSION");
+        return match identifier.strip_prefix("mesh-control ") {
+            Some(version) if version != ours => Check::warn(
+                name,
+                format!("{connected}; this agent is of version {ours}"),
+                "fine during an update; else give both images the same tag",
+            ),
+            _ => Check::ok(name, connected),
+        };
     }
     let error = config.error.as_deref().unwrap_or("not connected yet");
     let mend = format!(

@@ -10,7 +10,7 @@ use super::api::{
 };
 use super::state::AdminState;
 use crate::config::{
-    BalanceMode, HealthPolicy, LoadBalancing, Locality, NetworkAddress, RoutingScope, ServiceEntry, Snapshot,
+    BalanceMode, HealthPolicy, LoadBalancing, Locality, NetworkAddress, ServiceEntry, Snapshot,
     TunnelProtocol, Workload,
 };
 use crate::pods::{CidrSelection, FailureMode, LocalPod, PortSelection, Redirection};
@@ -247,7 +247,7 @@ fn address(address: &NetworkAddress) -> String {
 
 /// How endpoints are chosen, in words.
 pub(super) fn balancing(balancing: &LoadBalancing) -> String {
-    let scopes: Vec<_> = balancing.preference.iter().map(|scope| scope_name(*scope)).collect();
+    let scopes: Vec<_> = balancing.preference.iter().map(|scope| scope.as_str()).collect();
     let mut words = match balancing.mode {
         BalanceMode::Any => "least busy".into(),
         BalanceMode::Passthrough => "the client's choice".into(),
@@ -257,18 +257,10 @@ pub(super) fn balancing(balancing: &LoadBalancing) -> String {
     if balancing.health_policy == HealthPolicy::AllowAll {
         words.push_str(", ready or not");
     }
-    words
-}
-
-fn scope_name(scope: RoutingScope) -> &'static str {
-    match scope {
-        RoutingScope::Region => "region",
-        RoutingScope::Zone => "zone",
-        RoutingScope::Subzone => "subzone",
-        RoutingScope::Node => "node",
-        RoutingScope::Cluster => "cluster",
-        RoutingScope::Network => "network",
+    if let Some(time) = balancing.session_affinity {
+        words.push_str(&format!(", clients keep their endpoint for {} s", time.as_secs()));
     }
+    words
 }
 
 fn connection_info(record: &ConnectionRecord) -> ConnectionInfo {

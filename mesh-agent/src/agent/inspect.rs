@@ -23,6 +23,7 @@ use crate::admin::{
 use crate::config::client::{ConfigState, Origin};
 use crate::enrolment::PodStatuses;
 use crate::identity::Identities;
+use crate::kubernetes::{self, Cluster};
 use crate::steering::host::{HostSettings, installed, kernel};
 use crate::steering::{AttachMode, Explanation, RunTimeStatistics, Steering, SteeringSettings};
 use crate::telemetry::Direction;
@@ -154,6 +155,7 @@ impl ConfigInspector for Config {
             },
             servers: self.servers.clone(),
             connected: client.server.clone().filter(|_| client.connected),
+            identifier: client.identifier.clone().filter(|_| client.connected),
             since_seconds: (client.since != 0).then(|| seconds_since(client.since)),
             last_change_seconds: client.last_response_at.map(seconds_since),
             error: client
@@ -214,11 +216,12 @@ fn root(certificate: &CertificateDer<'_>) -> Option<RootInfo> {
 pub(super) struct Node {
     settings: HostSettings,
     bpffs: PathBuf,
+    cluster: Option<Cluster>,
 }
 
 impl Node {
-    pub(super) fn new(settings: HostSettings, bpffs: PathBuf) -> Self {
-        Self { settings, bpffs }
+    pub(super) fn new(settings: HostSettings, bpffs: PathBuf, cluster: Option<Cluster>) -> Self {
+        Self { settings, bpffs, cluster }
     }
 }
 
@@ -227,7 +230,11 @@ impl NodeInspector for Node {
         Box::pin(async {
             let mut checks = kernel::check(&self.settings, &self.bpffs).await;
             checks.extend(installed::check(&self.settings).await);
-            checks.into_iter().map(Check::from).collect()
+            let mut checks: Vec<_> = checks.into_iter().map(Check::from).collect();
+            if let Some(cluster) = &self.cluster {
+                checks.extend(kubernetes::checks::check(cluster).await);
+            }
+            checks
         })
     }
 }
@@ -251,7 +258,8 @@ impl EnrolmentInspector for Pods {
                 Some(error) if status.pod.enrolled && status.steered_since.is_none() => {
                     (PodState::Failed, error.clone())
                 }
-                Some(error) => (PodState::Enrolled, error.clone()),
+                Some(error) if status.pod.enrolled => (PodState::Enrolled, error.clone()),
+                Some(error) => (PodState::Outside, error.clone()),
                 None if status.pod.enrolled && status.steered_since.is_none() => {
                     (PodState::Pending, "the kernel does not know it yet".to_owned())
                 }

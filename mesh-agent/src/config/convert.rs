@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_xds::HBONE_PORT;
@@ -127,6 +128,7 @@ fn workload(message: wire::Workload, pools: &mut Pools) -> Result<Workload, Inva
     let mutual_tls = message.mutual_tls()?.map(mutual_tls).transpose()?.unwrap_or_default();
     let redirection = rules.map(redirection).transpose()?.unwrap_or_default();
     let status = known::<wire::WorkloadStatus>("status", message.status)?;
+    let terminating = status != wire::WorkloadStatus::Healthy && message.is_terminating();
     let tunnel = match known::<wire::TunnelProtocol>("tunnel_protocol", message.tunnel_protocol)? {
         wire::TunnelProtocol::Hbone if message.native_tunnel => TunnelProtocol::NativeHbone,
         wire::TunnelProtocol::Hbone => TunnelProtocol::Hbone,
@@ -183,6 +185,7 @@ fn workload(message: wire::Workload, pools: &mut Pools) -> Result<Workload, Inva
         node: strings.share(&message.node),
         locality: localities.share(locality(message.locality.unwrap_or_default(), strings)),
         healthy: status == wire::WorkloadStatus::Healthy,
+        terminating,
         template: templates.share(template),
         load: SharedLoad::default(),
     })
@@ -208,6 +211,7 @@ fn mutual_tls(message: mesh::MutualTls) -> Result<MutualTls, InvalidResource> {
 }
 
 fn service(message: wire::Service, strings: &mut Strings) -> Result<Service, InvalidResource> {
+    let affinity = message.session_affinity()?.map(|affinity| affinity.timeout_seconds);
     for (field, value) in [("namespace", &message.namespace), ("hostname", &message.hostname)] {
         if value.is_empty() {
             return Err(InvalidResource::Missing { field });
@@ -241,7 +245,10 @@ fn service(message: wire::Service, strings: &mut Strings) -> Result<Service, Inv
             .collect::<Result<_, InvalidResource>>()?,
         subject_alt_names: message.subject_alt_names.into_iter().map(Into::into).collect(),
         waypoint: message.waypoint.map(|address| gateway("waypoint", address)).transpose()?,
-        load_balancing: message.load_balancing.map(load_balancing).transpose()?.unwrap_or_default(),
+        load_balancing: LoadBalancing {
+            session_affinity: affinity.map(|seconds| Duration::from_secs(seconds.into())),
+            ..message.load_balancing.map(load_balancing).transpose()?.unwrap_or_default()
+        },
     })
 }
 
@@ -274,7 +281,7 @@ fn load_balancing(message: wire::LoadBalancing) -> Result<LoadBalancing, Invalid
             wire::HealthPolicy::OnlyHealthy => HealthPolicy::OnlyHealthy,
             wire::HealthPolicy::AllowAll => HealthPolicy::AllowAll,
         };
-    Ok(LoadBalancing { preference, mode, health_policy })
+    Ok(LoadBalancing { preference, mode, health_policy, session_affinity: None })
 }
 
 fn gateway(field: &'static str, message: wire::GatewayAddress) -> Result<Gateway, InvalidResource> {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_xds::identity::Identity;
 use serde::Serialize;
@@ -164,6 +165,8 @@ pub struct Workload {
     pub locality: Arc<Locality>,
     /// Whether it accepts connections; an unready pod does not.
     pub healthy: bool,
+    /// Whether one that is not healthy still answers while it is being ended: the last resort of its services.
+    pub terminating: bool,
     /// What it has in common with others.
     pub template: Arc<Template>,
     /// How busy it is, as this node sees it.
@@ -298,6 +301,8 @@ pub struct LoadBalancing {
     pub mode: BalanceMode,
     /// Whether unready endpoints may be chosen (`publishNotReadyAddresses`).
     pub health_policy: HealthPolicy,
+    /// For how long a client is sent to the endpoint that its last connection went to (`sessionAffinity: ClientIP`).
+    pub session_affinity: Option<Duration>,
 }
 
 /// Something a client and an endpoint may have in common.
@@ -316,6 +321,20 @@ pub enum RoutingScope {
     Cluster,
     /// Network.
     Network,
+}
+
+impl RoutingScope {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Region => "region",
+            Self::Zone => "zone",
+            Self::Subzone => "subzone",
+            Self::Node => "node",
+            Self::Cluster => "cluster",
+            Self::Network => "network",
+        }
+    }
 }
 
 /// What to do with endpoints that do not share every preferred scope.

@@ -130,8 +130,23 @@ impl ServiceEntry {
     }
 }
 
-/// Sorts the endpoints that may be chosen by how much they share with this node.
+/// Sorts the endpoints that may be chosen by how much they share with this node. Where none of those may that are ready, it is
+/// those that are being ended and still answer: the last pods of a rolling update, before the new ones are ready.
 fn tiers(service: &Service, endpoints: &Endpoints, node: &LocalNode) -> Arc<[Tier]> {
+    let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
+    let ready = ranked(service, endpoints, node, |workload| workload.healthy || all);
+    if !ready.is_empty() {
+        return ready;
+    }
+    ranked(service, endpoints, node, |workload| workload.terminating)
+}
+
+fn ranked(
+    service: &Service,
+    endpoints: &Endpoints,
+    node: &LocalNode,
+    may_be_chosen: impl Fn(&Workload) -> bool,
+) -> Arc<[Tier]> {
     let balancing = &service.load_balancing;
     let preference = match balancing.mode {
         BalanceMode::Any | BalanceMode::Passthrough => &[][..],
@@ -140,7 +155,7 @@ fn tiers(service: &Service, endpoints: &Endpoints, node: &LocalNode) -> Arc<[Tie
     // ranked[k]: endpoints that share the first `preference.len() - k` scopes.
     let mut ranked: Vec<Vec<Endpoint>> = vec![Vec::new(); preference.len() + 1];
     for endpoint in endpoints.iter() {
-        if !endpoint.workload.healthy && balancing.health_policy == HealthPolicy::OnlyHealthy {
+        if !may_be_chosen(&endpoint.workload) {
             continue;
         }
         let shared = preference.iter().take_while(|scope| shares(**scope, &endpoint.workload, node)).count();

@@ -52,7 +52,11 @@ pub fn plan(snapshot: &Snapshot, pods: &LocalPods, now: Instant) -> Plan {
 
 /// The addresses and ports under which the kernel may choose for the agent.
 fn addresses<'a>(snapshot: &'a Snapshot, service: &'a Service) -> impl Iterator<Item = SocketAddr> + 'a {
-    let l4_only = service.waypoint.is_none() && service.load_balancing.mode != BalanceMode::Passthrough;
+    let balancing = &service.load_balancing;
+    // Which endpoint a client had last only the agent remembers.
+    let l4_only = service.waypoint.is_none()
+        && balancing.mode != BalanceMode::Passthrough
+        && balancing.session_affinity.is_none();
     let here = move |network: &str| l4_only && network == &*snapshot.node().network;
     let addresses = service.addresses.iter().filter(move |address| here(&address.network));
     addresses.flat_map(|address| {

@@ -46,6 +46,8 @@ fn a_service_with_a_waypoint_or_without_balancing_is_the_agents() {
     };
     assert!(plan_of(waypoint).is_empty());
     assert!(plan_of(|web| web.load_balancing.mode = BalanceMode::Passthrough).is_empty());
+    let sticky = |web: &mut Service| web.load_balancing.session_affinity = Some(Duration::from_secs(60));
+    assert!(plan_of(sticky).is_empty());
     assert!(plan_of(|web| web.addresses.clear()).is_empty());
 }
 

@@ -1,11 +1,20 @@
-//! Finds the host-side device of a pod, the one that its packets come in on.
+//! Finds the host-side device of a pod, the one that its packets come in on, whatever the CNI plugin.
 //!
-//! Who routes to pods has a host route for each, and the route names the device. Who bridges has one route to the
-//! bridge; then the neighbour table knows the pod's MAC address, and the bridge's forwarding table the port
-//! behind which that is. Either may be empty until somebody speaks to the pod: a datagram to its discard port
-//! does. An address that leads to anything but a veth or netkit device, or through a gateway, is of no pod here.
+//! - **By the route.** Who routes to pods (ptp, Calico's `cali*`, AWS's `eni*`, Cilium's `lxc*` with endpoint routes) has a
+//!   host route for each, and the route names the device. An address behind a gateway is of no pod here.
+//! - **By the other end** ([`peers`]). Where routes say nothing, because all lead to a bridge or to `cilium_host`, the
+//!   kernel knows which addresses the other end of each veth or netkit device has, in the pod's own network namespace. The
+//!   pod need not have sent anything.
+//! - **By the bridge's tables** ([`survey`]), for a pod that has handed its address on, as to a virtual machine: the
+//!   neighbour table knows the MAC address, the forwarding table the port. Only a port whose other end has no address itself.
+//!
+//! A route is the node's own word. The other two can be forged, by a pod that may give itself addresses (CAP_NET_ADMIN): an
+//! address that is found at several devices is of none of them, but for the one that was known to have it before.
 
-use std::collections::{HashMap, HashSet};
+mod peers;
+mod survey;
+
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +22,16 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use netlink_packet_core::NetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::sleep;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use self::peers::Peers;
+use self::survey::{Survey, Tables};
 use super::reconciler::Devices;
 use crate::pods::{LocalPod, PodDevice};
 
@@ -34,6 +44,7 @@ const SETTLING: Duration = Duration::from_millis(50);
 /// Finds devices through netlink, in the network namespace that it was opened in.
 pub struct NetlinkDevices {
     netlink: Handle,
+    peers: Peers,
     changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
@@ -45,39 +56,38 @@ impl NetlinkDevices {
     pub fn open() -> std::io::Result<Self> {
         let (connection, netlink, changes) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
         tokio::spawn(connection);
-        Ok(Self { netlink, changes })
+        Ok(Self { netlink, peers: Peers::open()?, changes })
     }
 
-    async fn find(&self, pod: &LocalPod, survey: &Survey) -> Option<PodDevice> {
+    /// The devices that `pod` may be behind: those its routes name or, where they name none, those that its addresses are
+    /// found at by other means.
+    async fn candidates(&self, pod: &LocalPod, survey: &Survey, found: &mut Found) -> BTreeSet<u32> {
+        let mut bridges = Vec::new();
         for address in &pod.addresses {
-            if let Some(index) = self.index_of(*address, survey).await {
-                let name = survey.links.get(&index)?.name.clone();
-                return Some(PodDevice { index, name });
+            let Some(index) = self.route(*address).await.as_ref().and_then(on_link_device) else { continue };
+            if survey.leads_elsewhere(index) {
+                return BTreeSet::from([index]);
+            }
+            if survey.kind(index) == Some(&InfoKind::Bridge) {
+                bridges.push((index, *address));
             }
         }
-        // Tables forget; a device that is still there has not changed hands.
-        pod.device
-            .clone()
-            .filter(|last| survey.links.get(&last.index).is_some_and(|link| link.name == last.name))
-    }
-
-    async fn index_of(&self, address: IpAddr, survey: &Survey) -> Option<u32> {
-        let index = on_link_device(&self.route(address).await?)?;
-        match survey.links.get(&index)?.kind.as_ref()? {
-            InfoKind::Veth | InfoKind::Netkit => Some(index),
-            InfoKind::Bridge => {
-                let port = survey
-                    .neighbours
-                    .get(&(index, address))
-                    .and_then(|mac| survey.ports.get(&(index, mac.clone())))
-                    .copied();
-                if port.is_none() {
-                    provoke(address);
-                }
-                port
-            }
-            _ => None,
+        let peers = found.peers(&self.peers, survey).await;
+        let ends: BTreeSet<u32> = pod.addresses.iter().flat_map(|address| peers.at(*address)).collect();
+        if !ends.is_empty() || bridges.is_empty() {
+            return ends;
         }
+        let silent: BTreeSet<u32> =
+            survey.ends().map(|end| end.device).filter(|device| !peers.has_any(*device)).collect();
+        let tables = found.tables(&self.netlink, survey).await;
+        let mut ports = BTreeSet::new();
+        for (bridge, address) in bridges {
+            match tables.port(bridge, address) {
+                Some(port) => ports.extend(Some(port).filter(|port| silent.contains(port))),
+                None => provoke(address),
+            }
+        }
+        ports
     }
 
     /// How the node would send to `address`.
@@ -97,9 +107,9 @@ impl NetlinkDevices {
 
 impl Devices for NetlinkDevices {
     async fn locate(&mut self, pods: &[Arc<LocalPod>]) -> HashMap<Arc<str>, PodDevice> {
-        let mut found = HashMap::new();
+        let mut devices = HashMap::new();
         if pods.is_empty() {
-            return found;
+            return devices;
         }
         let survey = match Survey::take(&self.netlink).await {
             Ok(survey) => survey,
@@ -111,12 +121,14 @@ impl Devices for NetlinkDevices {
                     .collect();
             }
         };
+        let mut found = Found::default();
         for pod in pods {
-            if let Some(device) = self.find(pod, &survey).await {
-                found.insert(Arc::clone(&pod.uid), device);
+            let candidates = self.candidates(pod, &survey, &mut found).await;
+            if let Some(device) = choose(pod, &candidates, &survey) {
+                devices.insert(Arc::clone(&pod.uid), device);
             }
         }
-        found
+        devices
     }
 
     async fn changed(&mut self) {
@@ -129,60 +141,47 @@ impl Devices for NetlinkDevices {
     }
 }
 
-/// The tables of one moment, asked for once for all pods.
-struct Survey {
-    links: HashMap<u32, Link>,
-    /// MAC addresses by device and address.
-    neighbours: HashMap<(u32, IpAddr), Vec<u8>>,
-    /// Ports by bridge and MAC address.
-    ports: HashMap<(u32, Vec<u8>), u32>,
-}
-
-struct Link {
-    name: String,
-    kind: Option<InfoKind>,
-}
-
-impl Survey {
-    async fn take(netlink: &Handle) -> Result<Self, rtnetlink::Error> {
-        let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await?;
-        let bridges: HashSet<u32> = links
-            .iter()
-            .filter(|link| kind(link) == Some(InfoKind::Bridge))
-            .map(|link| link.header.index)
-            .collect();
-        let mut survey = Self {
-            links: links
-                .iter()
-                .map(|link| (link.header.index, Link { name: name(link), kind: kind(link) }))
-                .collect(),
-            neighbours: HashMap::new(),
-            ports: HashMap::new(),
-        };
-        // Nodes that route to their pods have large neighbour tables and no use for them here.
-        if bridges.is_empty() {
-            return Ok(survey);
-        }
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let entries = neighbours(netlink, family).await?;
-            let known = entries.iter().filter(|entry| bridges.contains(&entry.header.ifindex));
-            survey.neighbours.extend(
-                known.filter_map(|entry| Some(((entry.header.ifindex, destination(entry)?), mac(entry)?))),
+/// The only candidate; of several, or for want of any, the device that the pod had already and that is still there:
+/// tables forget, and a device does not change hands.
+fn choose(pod: &LocalPod, candidates: &BTreeSet<u32>, survey: &Survey) -> Option<PodDevice> {
+    let named = |index: &u32| Some(PodDevice { index: *index, name: survey.name(*index)?.to_owned() });
+    let last = pod.device.as_ref().filter(|last| survey.name(last.index) == Some(last.name.as_str()));
+    match (candidates.len(), last) {
+        (1, _) => candidates.first().and_then(named),
+        (0, last) => last.cloned(),
+        (_, Some(last)) if candidates.contains(&last.index) => Some(last.clone()),
+        _ => {
+            let devices: Vec<_> = candidates.iter().filter_map(|index| survey.name(*index)).collect();
+            warn!(
+                pod = %pod.uid, ?devices, addresses = ?pod.addresses,
+                "several devices have addresses of the pod: none of them is believed; does a pod forge addresses?"
             );
+            None
         }
-        let learnt = neighbours(netlink, AddressFamily::Bridge).await?;
-        survey.ports.extend(
-            learnt.iter().filter_map(|entry| Some(((bridge(entry)?, mac(entry)?), entry.header.ifindex))),
-        );
-        Ok(survey)
     }
 }
 
-async fn neighbours(
-    netlink: &Handle,
-    family: AddressFamily,
-) -> Result<Vec<NeighbourMessage>, rtnetlink::Error> {
-    netlink.neighbours().get().set_address_family(family).execute().try_collect().await
+/// What is asked of the kernel only where routes do not say enough, and then once for all pods.
+#[derive(Default)]
+struct Found {
+    peers: Option<peers::Addresses>,
+    tables: Option<Tables>,
+}
+
+impl Found {
+    async fn peers(&mut self, peers: &Peers, survey: &Survey) -> &peers::Addresses {
+        if self.peers.is_none() {
+            self.peers = Some(peers.addresses(survey.ends()).await);
+        }
+        self.peers.get_or_insert_default()
+    }
+
+    async fn tables(&mut self, netlink: &Handle, survey: &Survey) -> &Tables {
+        if self.tables.is_none() {
+            self.tables = Some(Tables::read(netlink, survey).await);
+        }
+        self.tables.get_or_insert_default()
+    }
 }
 
 /// The device of a route to somebody next to this node.
@@ -198,7 +197,7 @@ fn on_link_device(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-/// Makes the node resolve the address, and the pod answer so that the bridge learns its port.
+/// Makes the node resolve the address, and whoever has it answer, so that the bridge learns its port.
 fn provoke(address: IpAddr) {
     const DISCARD: u16 = 9;
     let any: IpAddr =
@@ -210,44 +209,4 @@ fn provoke(address: IpAddr) {
     if let Err(error) = sent {
         debug!(%address, %error, "pod cannot be spoken to");
     }
-}
-
-fn name(link: &LinkMessage) -> String {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    name.unwrap_or_default()
-}
-
-fn kind(link: &LinkMessage) -> Option<InfoKind> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-            LinkInfo::Kind(kind) => Some(kind.clone()),
-            _ => None,
-        }),
-        _ => None,
-    })
-}
-
-fn destination(entry: &NeighbourMessage) -> Option<IpAddr> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some((*address).into()),
-        _ => None,
-    })
-}
-
-fn mac(entry: &NeighbourMessage) -> Option<Vec<u8>> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(mac) => Some(mac.clone()),
-        _ => None,
-    })
-}
-
-fn bridge(entry: &NeighbourMessage) -> Option<u32> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Controller(bridge) => Some(*bridge),
-        _ => None,
-    })
 }

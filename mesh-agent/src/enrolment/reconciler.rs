@@ -75,8 +75,7 @@ impl<S: PodSteering> Reconciler<S> {
     /// The desired pods, with their devices as far as these are known.
     async fn with_devices(&self, desired: &DesiredPods, devices: &mut impl Devices) -> Vec<Arc<LocalPod>> {
         let last_known = |pod: &Arc<LocalPod>| {
-            let device =
-                self.applied.get(&pod.uid).filter(|old| old.addresses == pod.addresses)?.device.clone();
+            let device = self.applied.get(&pod.uid).filter(|old| !is_another(old, pod))?.device.clone();
             Some(Arc::new(LocalPod { device, ..LocalPod::clone(pod) }))
         };
         let pods: Vec<_> =
@@ -155,7 +154,7 @@ impl<S: PodSteering> Reconciler<S> {
             if old == Some(pod) {
                 continue;
             }
-            let told = match old.filter(|old| old.addresses != pod.addresses) {
+            let told = match old.filter(|old| is_another(old, pod)) {
                 Some(old) => self.steering.withdraw(old).and_then(|()| self.steering.apply(pod)),
                 None => self.steering.apply(pod),
             };
@@ -216,6 +215,14 @@ impl<S: PodSteering> Reconciler<S> {
     fn publish<'a>(&self, pods: impl IntoIterator<Item = &'a Arc<LocalPod>>) {
         self.published.store(Arc::new(LocalPods::new(pods.into_iter().cloned())));
     }
+}
+
+/// Whether a pod of the same name is in truth another, as one of a StatefulSet is that was made anew, or has other
+/// addresses. What the kernel knows of the old one must not become the new one's.
+fn is_another(old: &LocalPod, new: &LocalPod) -> bool {
+    let replaced =
+        old.kubernetes_uid.as_ref().zip(new.kubernetes_uid.as_ref()).is_some_and(|(old, new)| old != new);
+    replaced || old.addresses != new.addresses
 }
 
 /// Resolves when the source has something new; never again once the source is gone.

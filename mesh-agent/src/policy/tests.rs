@@ -84,6 +84,7 @@ fn workload(namespace: &str, policies: &[&str]) -> Workload {
         addresses: vec![[10, 0, 0, 1].into()].into(),
         node: "n1".into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

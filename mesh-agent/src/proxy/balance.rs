@@ -4,7 +4,12 @@
 //! open connections for its weight is taken. That comes close to the least busy of all without looking at all,
 //! and, as every node sees only its own connections, does not send all nodes to the same endpoint. Endpoints that
 //! could not be connected to lately are left out while there are others.
+//!
+//! Where a service wants session affinity, a client keeps the endpoint it had; a new client's is drawn by a hash of the two
+//! instead of at random, so that it would be drawn again ([`choose_sticky`]).
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use fastrand::Rng;
@@ -74,6 +79,50 @@ pub(super) fn choose<'a>(
         }
     }
     None
+}
+
+/// Chooses for a client that is to keep its endpoint, which is `last` if that is known: among those that [`choose`] would
+/// consider.
+pub(super) fn choose_sticky<'a>(
+    service: &'a ServiceEntry,
+    tried: &Tried,
+    now: Instant,
+    client: IpAddr,
+    last: Option<&str>,
+    usable: impl Fn(&Endpoint) -> bool,
+) -> Option<(Position, &'a Endpoint)> {
+    for with_ejected in [false, true] {
+        for (number, tier) in service.tiers.iter().enumerate() {
+            let place = |index| Position { tier: number, index };
+            let candidates = tier.iter().enumerate().filter(|(index, endpoint)| {
+                endpoint.workload.weight > 0
+                    && (with_ejected || !endpoint.load().is_ejected(now))
+                    && !tried.contains(place(*index))
+                    && usable(endpoint)
+            });
+            let rank =
+                |endpoint: &Endpoint| (last == Some(&*endpoint.workload.uid), draw_of(client, endpoint));
+            let best = candidates.max_by(|(_, one), (_, other)| {
+                let ((one_last, one), (other_last, other)) = (rank(one), rank(other));
+                one_last.cmp(&other_last).then(one.total_cmp(&other))
+            });
+            if let Some((index, endpoint)) = best {
+                return Some((place(index), endpoint));
+            }
+        }
+    }
+    None
+}
+
+/// Weighted rendezvous hashing: of all endpoints the one with the highest number is the client's. Endpoints win in proportion to
+/// their weights, and one that comes or goes moves no client but its own.
+fn draw_of(client: IpAddr, endpoint: &Endpoint) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    (client, &*endpoint.workload.uid).hash(&mut hasher);
+    // Between 0 and 1, neither included: the upper half of the bits is an exact number.
+    let uniform =
+        (f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or_default()) + 0.5) / 4_294_967_296.0;
+    -f64::from(endpoint.workload.weight) / uniform.ln()
 }
 
 /// Notes that `endpoint` could not be connected to. It is ejected for a while, unless half of the service's

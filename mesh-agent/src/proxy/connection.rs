@@ -173,7 +173,7 @@ fn lacks_device(pods: &LocalPods, client: SocketAddr) -> bool {
     pods.enrolled_by_address(client.ip()).is_some_and(|pod| pod.device.is_none())
 }
 
-/// Waits a moment for the device of a pod that just came. On a bridge it is found only once the pod has sent something.
+/// Waits a moment for the device of a pod that just came.
 async fn device_of(worker: &Worker, client: SocketAddr) {
     let deadline = Instant::now() + worker.settings.attempt_timeout;
     while lacks_device(&worker.pods.load(), client) && Instant::now() < deadline {

@@ -14,7 +14,7 @@ use mesh_xds::HBONE_PORT;
 use mesh_xds::identity::Identity;
 
 use crate::config::{
-    BalanceMode, Endpoint, EndpointLoad, Gateway, Service, ServiceEntry, ServiceName, Snapshot,
+    BalanceMode, Endpoint, EndpointLoad, Gateway, RoutingScope, Service, ServiceEntry, ServiceName, Snapshot,
     TunnelProtocol, Workload,
 };
 use crate::pods::{LocalPod, LocalPods};
@@ -181,9 +181,7 @@ pub enum Refusal {
         ports: Vec<u16>,
     },
     /// No endpoint of the service may be chosen.
-    #[error(
-        "service {service} has no endpoint for port {port}: {known} known, none of them healthy, near and reachable"
-    )]
+    #[error("service {service} has no endpoint for port {port}: {known} known{}", because(*.known, *.ready, .only))]
     NoEndpoint {
         /// The service.
         service: ServiceName,
@@ -191,6 +189,10 @@ pub enum Refusal {
         port: u16,
         /// Endpoints known, of any kind.
         known: usize,
+        /// Those of them that are ready.
+        ready: usize,
+        /// What an endpoint must share with the client, where the service says so (`internalTrafficPolicy: Local`).
+        only: Vec<RoutingScope>,
     },
     /// The client tries to speak the tunnel's protocol itself.
     #[error(
@@ -354,9 +356,40 @@ fn decide_service(
         endpoint.workload.weight > 0 && check_endpoint(snapshot, service, endpoint, destination).is_ok()
     };
     if !entry.tiers.iter().flat_map(|tier| tier.iter()).any(may_be_chosen) {
-        return Err(Refusal::NoEndpoint { service: service.id.clone(), port, known: entry.endpoints.len() });
+        return Err(no_endpoint(entry, port));
     }
     Ok(Target::Service { entry: Arc::clone(entry), port })
+}
+
+fn no_endpoint(entry: &ServiceEntry, port: u16) -> Refusal {
+    let balancing = &entry.service.load_balancing;
+    let strict = balancing.mode == BalanceMode::Strict;
+    Refusal::NoEndpoint {
+        service: entry.service.id.clone(),
+        port,
+        known: entry.endpoints.len(),
+        ready: entry.endpoints.iter().filter(|endpoint| endpoint.workload.healthy).count(),
+        only: if strict { balancing.preference.clone() } else { Vec::new() },
+    }
+}
+
+/// Why none of the endpoints that are known may be chosen.
+fn because(known: usize, ready: usize, only: &[RoutingScope]) -> String {
+    let scopes: Vec<_> = only.iter().map(|scope| scope.as_str()).collect();
+    match (known, ready, &scopes[..]) {
+        (0, ..) => String::new(),
+        (_, 0, _) => ", none of them ready".to_owned(),
+        (_, _, ["node"]) => format!(
+            ", {ready} ready, none of them on this node, and the service takes no other (internalTrafficPolicy: Local)"
+        ),
+        (_, _, []) => format!(", {ready} ready, none of them reachable with that port"),
+        (_, _, scopes) => {
+            format!(
+                ", {ready} ready, none of them in the client's {}, and the service takes no other",
+                scopes.join(", ")
+            )
+        }
+    }
 }
 
 fn vouched(identity: Option<&Arc<Identity>>) -> ConnectionSecurity {

@@ -183,15 +183,22 @@ impl Dialling<'_> {
                     .endpoint_address(origin, endpoint)
                     .is_some_and(|address| left.contains(&address))
         };
+        let affinity = entry.service.load_balancing.session_affinity;
         let mut rng = Rng::new();
         let mut tried = Tried::default();
         let mut failed = DialError { attempts: 0, last: None };
         while failed.attempts < max_attempts && Instant::now() < deadline {
-            // Choose
+            // Choose; the endpoint it had, where the service wants that
             let usable = |endpoint: &Endpoint| identified.is_usable(origin, endpoint);
-            let Some((position, endpoint)) =
-                balance::choose(entry, &tried, Instant::now(), &mut rng, usable, reserved)
-            else {
+            let (now, client) = (Instant::now(), origin.client.ip());
+            let chosen = match affinity {
+                Some(_) => {
+                    let last = worker.affinity.last(client, &entry.service.id, now);
+                    balance::choose_sticky(entry, &tried, now, client, last.as_deref(), usable)
+                }
+                None => balance::choose(entry, &tried, now, &mut rng, usable, reserved),
+            };
+            let Some((position, endpoint)) = chosen else {
                 break;
             };
             let Ok(upstream) = identified.endpoint_upstream(origin, endpoint) else {
@@ -205,7 +212,13 @@ impl Dialling<'_> {
             let attempt_deadline =
                 if is_last { deadline } else { deadline.min(Instant::now() + settings.attempt_timeout) };
             let (upstream, error) = match self.attempt(upstream, attempt_deadline, failed.attempts).await {
-                Ok(dialled) => return Ok(dialled),
+                Ok(dialled) => {
+                    if let Some(time) = affinity {
+                        let (service, uid) = (&entry.service.id, &endpoint.workload.uid);
+                        worker.affinity.remember(client, service, uid, time, Instant::now());
+                    }
+                    return Ok(dialled);
+                }
                 Err(failure) => failure,
             };
 

@@ -43,6 +43,7 @@ pub(crate) fn workload(name: &str, addresses: &[&str], node: &str, services: &[&
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         node: node.into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

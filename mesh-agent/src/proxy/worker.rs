@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use super::affinity::Affinity;
 use super::connection::{Accepted, Origin, serve};
 use super::guards::{self, Guards};
 use super::limits::Limits;
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) connect_time: Arc<ConnectTime>,
     pub(super) observer: Arc<dyn ConnectionObserver>,
     pub(super) limits: Arc<Limits>,
+    pub(super) affinity: Arc<Affinity>,
     pub(super) identities: Identities,
     pub(super) passage: PassageProposals,
 }

@@ -16,6 +16,7 @@ pub(crate) fn workload(app: &str, address: &str) -> Arc<Workload> {
         addresses: vec![address.parse().unwrap()].into(),
         node: "node-1".into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

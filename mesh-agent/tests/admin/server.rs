@@ -311,6 +311,7 @@ fn mesh() -> Store {
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
             node: node.into(),
             healthy,
+            terminating: false,
             locality: Default::default(),
             own_name: None,
             load: Default::default(),

@@ -149,6 +149,7 @@ fn workload(node: &Node, name: &str, policies: &[&str]) -> Workload {
         addresses: pod.addresses.into(),
         node: "node".into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

@@ -88,9 +88,10 @@ impl<H: Handler> Session<'_, H> {
                 response = responses.message() => {
                     let response = response?.ok_or(SessionError::Ended)?;
                     let version = response.system_version_info.clone();
+                    let identifier = response.control_plane.as_ref().map(|server| server.identifier.clone());
                     let received = self.types.receive(response, self.handler);
                     self.responses += 1;
-                    self.record(&received, version);
+                    self.record(&received, version, identifier);
                     send(&requests, received.answer).await?;
                 }
                 // The client keeps a sender, so this does not end.
@@ -106,7 +107,7 @@ impl<H: Handler> Session<'_, H> {
         }
     }
 
-    fn record(&self, received: &Received, server_version: String) {
+    fn record(&self, received: &Received, server_version: String, identifier: Option<String>) {
         let Received { update, rejections, .. } = received;
         if let Some(Rejection { name, reason }) = rejections.first() {
             tracing::warn!(
@@ -119,6 +120,7 @@ impl<H: Handler> Session<'_, H> {
         }
         self.status.send_modify(|status| {
             status.last_response_at = Some(unix_millis(SystemTime::now()));
+            status.identifier = identifier.filter(|identifier| !identifier.is_empty());
             let Some(status) = status.types.get_mut(&update.type_url) else { return };
             let names = update.resources.iter().map(|resource| &resource.name).chain(&update.removed);
             status.answered(names.map(String::as_str), rejections);

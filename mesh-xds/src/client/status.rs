@@ -20,6 +20,8 @@ pub struct Status {
     pub connected: bool,
     /// The server connected to, or being tried.
     pub server: Option<String>,
+    /// What the last server that answered calls itself, program and version.
+    pub identifier: Option<String>,
     /// Since when it has been connected, or not.
     pub since: u64,
     /// When the last response came.

@@ -1,16 +1,19 @@
 //! The chart, rendered by Helm with values of several kinds and read with Kubernetes' own types: nothing in
 //! it may be unknown to them, and what it refers to must be there.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Command, CommandFactory, Parser};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount},
+    core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount, Toleration},
     policy::v1::PodDisruptionBudget,
-    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString};
+use mesh_agent::kubernetes::{RIGHTS, Scope};
 use mesh_agent::settings::RunArgs;
 use mesh_control::settings::ServeArgs;
 use serde::{Serialize, de::DeserializeOwned};
@@ -23,7 +26,8 @@ const VALUES: &[&str] = &[
     "{}",
     // Nodes and pods with IPv6 only, logs for machines, other marks, private images.
     r#"{cluster: {network: "east"}, log: {level: "info,mesh_agent::proxy=debug", format: json}, imagePullSecrets: [registry],
-        agent: {http: {address: "::", port: 9000}, accessLog: json, keepStateOnExit: true, failureMode: closed,
+        agent: {http: {address: "::", port: 9000}, accessLog: json, stateOnExit: keep, failureMode: closed,
+                startupTaint: mesh-agent/not-ready,
                 marks: {mask: "0x3000000", capture: "0x1000000", agent: "0x2000000"}, maxUnavailable: 10%},
         control: {address: "::", replicas: 3}}"#,
     // Metrics on the node only, with manifests and everything that is copied into pods.
@@ -33,9 +37,10 @@ const VALUES: &[&str] = &[
                   tolerations: [{operator: Exists}], affinity: {podAntiAffinity: {}},
                   podAnnotations: {a: "1"}, podLabels: {b: "2"}}}"#,
     // No webhook and no status; no definitions, or those that stay.
-    "{control: {manifestsConfigMap: mine, admission: {enabled: false}, writeStatus: false}, crds: {install: never}}",
+    "{control: {manifestsConfigMap: mine, admission: {enabled: false}, writeStatus: false}, crds: {install: never}, agent: {stateOnExit: remove}}",
     r#"{control: {admission: {failurePolicy: Ignore, timeoutSeconds: 3, excludedNamespaces: [a, b]}, writeStatus: false},
         crds: {install: always, keep: true}}"#,
+    "{agent: {startupTaint: mesh-agent/not-ready}, control: {tolerations: [{key: a, operator: Exists}]}}",
     // Another control server.
     r#"{control: {enabled: false}, agent: {
         controlServers: ["https://istiod.istio-system.svc:15012", "https://[fd00::1]:15012"],
@@ -48,6 +53,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("{agent: {http: {address: localhost}}}", "/agent/http/address"),
     ("{agent: {controlServers: [istiod]}}", "/agent/controlServers"),
     ("{agent: {marks: {mask: many}}}", "/agent/marks/mask"),
+    ("{agent: {stateOnExit: never}}", "/agent/stateOnExit"),
+    ("{agent: {startupTaint: a/b/c}}", "/agent/startupTaint"),
     ("{control: {replicas: 0}}", "/control/replicas"),
     ("{control: {admission: {failurePolicy: Maybe}}}", "/control/admission/failurePolicy"),
     ("{crds: {install: sometimes}}", "/crds/install"),
@@ -176,6 +183,51 @@ fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
     };
     assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN", "PERFMON"]);
     assert!(powers("mesh-control").is_empty());
+}
+
+/// `mesh_agent::kubernetes::RIGHTS` is what the agent asks of the API; a test of its own compares that with what it does.
+#[test]
+fn an_agent_may_do_in_the_cluster_what_it_does_and_no_more() {
+    for values in VALUES {
+        let objects = objects(values);
+        let arguments = container(&objects, "mesh-agent").args.unwrap();
+        let has = |flag: &str| arguments.iter().any(|argument| argument.starts_with(flag));
+        let (of_set, tainted) = (has("--daemonset="), has("--startup-taint="));
+        let used = RIGHTS.iter().filter(|right| match right.scope {
+            Scope::Cluster => right.resource != "nodes" || of_set || tainted,
+            Scope::StartupTaint => tainted,
+            Scope::OwnDaemonSet => of_set,
+        });
+        let is_own = |name: &Option<String>| name.as_ref().is_some_and(|name| name.starts_with("mesh-agent"));
+        let cluster = all::<ClusterRole>(&objects, "ClusterRole").into_iter();
+        let cluster = cluster.filter(|role| is_own(&role.metadata.name)).flat_map(|role| role.rules.unwrap());
+        let own = all::<Role>(&objects, "Role").into_iter().filter(|role| is_own(&role.metadata.name));
+        let own: Vec<_> = own.flat_map(|role| role.rules.unwrap()).collect();
+        assert!(own.iter().all(|rule| rule.resource_names == Some(vec!["mesh-agent".to_owned()])));
+        let granted: BTreeSet<String> = cluster.chain(own).flat_map(|rule| each(&rule)).collect();
+        assert_eq!(granted, used.map(ToString::to_string).collect(), "{values}");
+    }
+}
+
+/// Verbs and resources of a rule, as `RIGHTS` writes them.
+fn each(rule: &PolicyRule) -> Vec<String> {
+    let mut each = Vec::new();
+    for group in rule.api_groups.iter().flatten() {
+        let suffix = if group.is_empty() { String::new() } else { format!(".{group}") };
+        for resource in rule.resources.iter().flatten() {
+            each.extend(rule.verbs.iter().map(|verb| format!("{verb} {resource}{suffix}")));
+        }
+    }
+    each
+}
+
+#[test]
+fn a_control_server_comes_up_on_nodes_that_wait_for_their_agents() {
+    let objects = objects("{agent: {startupTaint: mesh-agent/not-ready}}");
+    let deployments = all::<Deployment>(&objects, "Deployment");
+    let pod = deployments[0].spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    let tolerated = |toleration: &Toleration| toleration.key.as_deref() == Some("mesh-agent/not-ready");
+    assert!(pod.tolerations.iter().flatten().any(tolerated));
 }
 
 #[test]

@@ -106,6 +106,9 @@ pub struct ConfigStatus {
     pub servers: Vec<String>,
     /// The one that is connected.
     pub connected: Option<String>,
+    /// What it calls itself, program and version.
+    #[serde(default)]
+    pub identifier: Option<String>,
     /// How long it has been connected, or away.
     pub since_seconds: Option<u64>,
     /// When the last change came.

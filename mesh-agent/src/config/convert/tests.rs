@@ -66,6 +66,23 @@ fn redirection_rules_travel_with_the_workload() {
 }
 
 #[test]
+fn a_workload_that_ends_is_a_last_resort_and_a_service_may_keep_its_clients() {
+    let mut message = workload_message();
+    message.set_terminating();
+    assert!(!read(message.clone()).unwrap().terminating, "one that is healthy needs no last resort");
+    message.status = wire::WorkloadStatus::Unhealthy.into();
+    assert!(read(message).unwrap().terminating);
+
+    let mut web = wire::Service { namespace: "shop".into(), hostname: "web".into(), ..Default::default() };
+    web.set_session_affinity(&mesh::SessionAffinity { timeout_seconds: 10_800 });
+    let address = wire::Address { r#type: Some(wire::address::Type::Service(web)) };
+    let Change::Service(service) = change("shop/web", address, &mut Pools::default()).unwrap() else {
+        panic!("not a service")
+    };
+    assert_eq!(service.load_balancing.session_affinity, Some(Duration::from_secs(10_800)));
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_with_the_field() {
     let refused = |edit: fn(&mut wire::Workload)| {
         let mut message = workload_message();

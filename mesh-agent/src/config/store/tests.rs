@@ -24,6 +24,7 @@ fn workload(name: &str, address: &str, node: &str, services: &[&str]) -> Workloa
         addresses: vec![address.parse().unwrap()].into(),
         node: node.into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

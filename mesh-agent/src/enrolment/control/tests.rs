@@ -8,6 +8,7 @@ fn workload(name: &str, node: &str) -> Workload {
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
         node: node.into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

@@ -61,21 +61,24 @@ fn a_routed_pod_is_behind_the_device_of_its_route() {
     });
 }
 
+const BRIDGE: &str = "ip link add br0 type bridge && ip link set br0 up \
+     && ip address add 10.7.0.1/24 dev br0 && ip address add fd07::1/64 dev br0 nodad";
+
 #[test]
-fn a_bridged_pod_is_behind_the_port_that_learnt_its_address() {
+fn a_bridged_pod_is_found_before_it_has_sent_anything() {
     in_namespace_async(async || {
-        shell(
-            "ip link add br0 type bridge && ip link set br0 up \
-             && ip address add 10.7.0.1/24 dev br0 && ip address add fd07::1/64 dev br0 nodad",
-        );
+        shell(BRIDGE);
         let _pods = [attach(3), attach(4)];
         shell("ip link set pod3 master br0 && ip link set pod4 master br0");
         let mut devices = NetlinkDevices::open().unwrap();
         for (address, device) in
             [("10.7.0.3", "pod3"), ("10.7.0.4", "pod4"), ("fd07::3", "pod3"), ("fd07::4", "pod4")]
         {
-            assert_eq!(locate(&mut devices, address).await.as_deref(), Some(device), "{address}");
+            // At the first look: nobody has been asked, and nobody had to answer.
+            let found = devices.locate(&[Arc::new(pod("a", address))]).await;
+            assert_eq!(found["a"].name, device, "{address}");
         }
+        assert_eq!(shell("ip neigh show dev br0"), "");
 
         // The tables have forgotten: what was found stays, as long as there is such a device.
         let last = PodDevice { index: 1, name: "lo".into() };
@@ -84,6 +87,68 @@ fn a_bridged_pod_is_behind_the_port_that_learnt_its_address() {
         let stale = PodDevice { index: 1, name: "gone".into() };
         let known = [Arc::new(LocalPod { device: Some(stale), ..pod("a", "10.7.0.9") })];
         assert_eq!(devices.locate(&known).await.remove("a"), None);
+    });
+}
+
+/// Cilium's way: all routes lead to a device that is no pod's.
+#[test]
+fn a_pod_behind_a_common_device_is_found_at_the_other_end_of_its_own() {
+    in_namespace_async(async || {
+        let _pods = [attach(3), attach(4)];
+        shell(
+            "ip link add host type veth peer name net && ip link set host up && ip link set net up \
+             && ip address add 10.7.0.1/24 dev host && ip address add fd07::1/64 dev host nodad",
+        );
+        let mut devices = NetlinkDevices::open().unwrap();
+        for (address, device) in [("10.7.0.3", "pod3"), ("fd07::4", "pod4")] {
+            let found = devices.locate(&[Arc::new(pod("a", address))]).await;
+            assert_eq!(found["a"].name, device, "{address}");
+        }
+    });
+}
+
+#[test]
+fn an_address_that_a_pod_gives_itself_is_not_taken_from_another() {
+    in_namespace_async(async || {
+        shell(BRIDGE);
+        let pods = [attach(3), attach(4)];
+        shell("ip link set pod3 master br0 && ip link set pod4 master br0");
+        let mut devices = NetlinkDevices::open().unwrap();
+        let victim = Arc::new(pod("a", "10.7.0.3"));
+        let mine = devices.locate(&[Arc::clone(&victim)]).await.remove("a").unwrap();
+        pods[1].run(|| shell("ip address add 10.7.0.3/24 dev eth0"));
+
+        let known = Arc::new(LocalPod { device: Some(mine.clone()), ..LocalPod::clone(&victim) });
+        assert_eq!(devices.locate(&[known]).await.remove("a"), Some(mine));
+        assert_eq!(
+            devices.locate(&[victim]).await.remove("a"),
+            None,
+            "which of the two it was nobody can tell"
+        );
+        // By the node's own route it can.
+        shell("ip route add 10.7.0.3/32 dev pod3");
+        assert_eq!(locate(&mut devices, "10.7.0.3").await.as_deref(), Some("pod3"));
+    });
+}
+
+/// A virtual machine that has its pod's address: the pod bridges to it and has none itself.
+#[test]
+fn a_bridged_pod_that_handed_its_address_on_is_behind_the_port_that_learnt_it() {
+    in_namespace_async(async || {
+        shell(BRIDGE);
+        let pod = attach(3);
+        shell("ip link set pod3 master br0");
+        let machine = Namespace::new();
+        pod.run(|| {
+            shell(
+                "ip address flush dev eth0 && ip link add br1 type bridge && ip link set br1 up \
+                 && ip link set eth0 master br1 && ip link add tap type veth peer name vm0 && ip link set tap master br1 up",
+            );
+            machine.take_device("vm0");
+        });
+        machine.run(|| shell("ip link set vm0 up && ip address add 10.7.0.3/24 dev vm0"));
+        let mut devices = NetlinkDevices::open().unwrap();
+        assert_eq!(locate(&mut devices, "10.7.0.3").await.as_deref(), Some("pod3"));
     });
 }
 

@@ -1,16 +1,14 @@
 //! The source against a Kubernetes API on loopback.
 
-mod api_server;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::api_server::ApiServer;
 use super::*;
 use crate::enrolment::PodStatus;
+use crate::kubernetes::testing::ApiServer;
 
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 
@@ -24,6 +22,10 @@ impl Setup {
     async fn new(provisional: DesiredPods) -> Self {
         let (server, client) = ApiServer::start().await;
         server.apply("namespaces", json!({"metadata": {"name": "shop", "labels": ambient()}}));
+        Self::over(server, client, provisional)
+    }
+
+    fn over(server: ApiServer, client: Client, provisional: DesiredPods) -> Self {
         let settings =
             KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
         let statuses = watch::Sender::default();
@@ -135,6 +137,20 @@ async fn an_expired_watch_lists_anew_and_a_bookmark_keeps_it_from_expiring() {
     setup.server.bookmark();
     setup.server.apply("pods", pod("c", "10.0.0.3", ambient()));
     setup.enrolled(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_list_that_comes_in_pages_is_taken_as_one() {
+    let (server, client) = ApiServer::start().await;
+    server.set_page(3);
+    server.apply("namespaces", json!({"metadata": {"name": "shop", "labels": ambient()}}));
+    for number in 1..=10 {
+        server.apply("pods", pod(&format!("p{number:02}"), &format!("10.0.0.{number}"), json!({})));
+    }
+    let mut setup = Setup::over(server, client, DesiredPods::default());
+    setup.enrolled(&["p01", "p02", "p03", "p04", "p05", "p06", "p07", "p08", "p09", "p10"]).await;
+    // Four pages of pods, one of namespaces.
+    assert_eq!(setup.server.lists(), 5);
 }
 
 #[tokio::test]

@@ -1,9 +1,15 @@
 //! Kubernetes' pods in the agent's own terms.
+//!
+//! A pod is here from when it has an address until the API forgets it, also while it terminates: it still serves what is
+//! open, and what is on the way to it. One that has ended no longer has its address; of one that is being deleted the address may be
+//! another's before the API knows. So where two pods claim an address, the one that stays has it, and of two such the younger.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{KubernetesSettings, Labels, annotations};
@@ -12,8 +18,13 @@ use crate::pods::LocalPod;
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 
-/// Put there by Istio's injector: the pod has a proxy of its own, and its traffic must not pass two.
-const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// What injectors write on pods that they give a proxy, and whose that is. Traffic must not pass two.
+const SIDECARS: [(&str, &str); 4] = [
+    ("sidecar.istio.io/status", "Istio"),
+    ("linkerd.io/proxy-version", "Linkerd"),
+    ("kuma.io/sidecar-injected", "Kuma"),
+    ("consul.hashicorp.com/connect-inject-status", "Consul"),
+];
 
 /// Of static pods and their mirrors: the kubelet's uid of the pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -32,9 +43,10 @@ impl Translator {
     /// The local pods among `pods`, given the labels of all namespaces, in the order of their uids.
     pub(super) fn translate(&mut self, pods: &[Arc<Pod>], namespaces: &Labels) -> DesiredPods {
         let mut desired = DesiredPods { complete: true, ..DesiredPods::default() };
+        let owners = owners(pods);
         for pod in pods {
             let labels = pod.namespace().and_then(|name| namespaces.get(&name));
-            if let Some((local, problems)) = self.local(pod, labels) {
+            if let Some((local, problems)) = self.local(pod, labels, &owners) {
                 if !problems.is_empty() {
                     desired.problems.insert(Arc::clone(&local.uid), problems.join("; "));
                 }
@@ -46,20 +58,16 @@ impl Translator {
         desired
     }
 
-    /// `None` for what has no network of its own: a pod in the node's, one that has ended (another may have its
-    /// address already), and one that has not got an address yet.
+    /// `None` for what has no address of its own.
     fn local(
         &self,
         pod: &Pod,
         namespace: Option<&BTreeMap<String, String>>,
+        owners: &Owners<'_>,
     ) -> Option<(LocalPod, Vec<String>)> {
-        let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if ended || spec.host_network == Some(true) {
-            return None;
-        }
-        let addresses: Vec<_> =
-            status.pod_ips.iter().flatten().filter_map(|address| address.ip.parse().ok()).collect();
+        let spec = pod.spec.as_ref()?;
+        let mine = |address: &IpAddr| owners.get(address).is_some_and(|owner| std::ptr::eq(*owner, pod));
+        let addresses: Vec<_> = addresses(pod).filter(mine).collect();
         if addresses.is_empty() {
             return None;
         }
@@ -84,6 +92,39 @@ impl Translator {
     }
 }
 
+/// Whose each address is.
+type Owners<'a> = HashMap<IpAddr, &'a Pod>;
+
+fn owners(pods: &[Arc<Pod>]) -> Owners<'_> {
+    let mut owners = Owners::new();
+    for pod in pods {
+        for address in addresses(pod) {
+            let owner = owners.entry(address).or_insert(pod);
+            if claim(pod) > claim(owner) {
+                *owner = pod;
+            }
+        }
+    }
+    owners
+}
+
+/// How good a pod's claim to an address is: better than that of one that is being deleted, and of an older one.
+fn claim(pod: &Pod) -> (bool, Option<Timestamp>) {
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (pod.metadata.deletion_timestamp.is_none(), created)
+}
+
+/// The addresses that are a pod's own. None of a pod in its node's network, of one that has ended (another may have its
+/// address already), and of one that has not got any yet.
+fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> + '_ {
+    let in_nodes_network = pod.spec.as_ref().is_none_or(|spec| spec.host_network == Some(true));
+    let has_network =
+        |phase: Option<&str>| !in_nodes_network && !matches!(phase, Some("Succeeded" | "Failed"));
+    let status = pod.status.as_ref().filter(|status| has_network(status.phase.as_deref()));
+    let listed = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    listed.iter().filter_map(|address| address.ip.parse().ok())
+}
+
 /// The uid that the control server gives the same pod.
 pub(super) fn uid(cluster: &str, pod: &Pod) -> Arc<str> {
     format!("{cluster}//Pod/{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()).into()
@@ -106,7 +147,13 @@ fn enrolled(pod: &Pod, namespace: Option<&BTreeMap<String, String>>, problems: &
             namespace.and_then(|labels| labels.get(DATAPLANE_MODE)).is_some_and(|mode| mode == "ambient")
         }
     };
-    wanted && !pod.annotations().contains_key(SIDECAR_STATUS)
+    let sidecar = SIDECARS.iter().find(|(annotation, _)| pod.annotations().contains_key(*annotation));
+    if let Some((_, mesh)) = sidecar.filter(|_| wanted) {
+        problems.push(format!(
+            "not enrolled: it has a sidecar of {mesh}, and traffic must not pass two proxies; restart it without injection"
+        ));
+    }
+    wanted && sidecar.is_none()
 }
 
 #[cfg(test)]

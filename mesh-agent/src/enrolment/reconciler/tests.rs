@@ -140,6 +140,21 @@ fn an_address_that_changes_hands_stays_with_the_newcomer() {
 }
 
 #[test]
+fn a_pod_that_was_made_anew_under_its_name_is_another() {
+    let (mut reconciler, kernel) = setup();
+    let of_uid = |uid: Option<&str>| {
+        let kubernetes_uid = uid.map(Arc::from);
+        complete(&[Arc::new(LocalPod { kubernetes_uid, ..LocalPod::clone(&pod("web-0", "10.0.0.1", true)) })])
+    };
+    // As the control server names it, and as the API does: the same.
+    step(&mut reconciler, &of_uid(None));
+    step(&mut reconciler, &of_uid(Some("first")));
+    assert_eq!(kernel.take(), ["steer web-0 published", "retain 1", "steer web-0 published"]);
+    step(&mut reconciler, &of_uid(Some("second")));
+    assert_eq!(kernel.take(), ["withdraw web-0 published", "steer web-0 published"]);
+}
+
+#[test]
 fn what_is_as_it_should_be_is_not_touched() {
     let (mut reconciler, kernel) = setup();
     let desired = complete(&[pod("a", "10.0.0.1", true)]);

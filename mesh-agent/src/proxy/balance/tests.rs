@@ -22,6 +22,53 @@ fn mesh(weights: &[u32], nodes: &[&str]) -> std::sync::Arc<Snapshot> {
     snapshot([web], workloads)
 }
 
+/// Which endpoint each of `count` clients gets that has none yet.
+fn sticky(entry: &ServiceEntry, count: u32) -> Vec<String> {
+    let choose = |number: u32| {
+        choose_sticky(entry, &Tried::default(), Instant::now(), IpAddr::V4(number.into()), None, |_| true)
+    };
+    (0..count).map(|number| name(choose(number).unwrap().1)).collect()
+}
+
+#[test]
+fn clients_that_keep_their_endpoints_share_them_by_weight_and_move_only_if_theirs_goes() {
+    let all = mesh(&[1, 2, 5], &["n1"]);
+    let drawn = sticky(entry(&all), 4000);
+    assert_eq!(drawn, sticky(entry(&all), 4000), "the same again");
+    for (endpoint, weight) in [("w0", 1.0), ("w1", 2.0), ("w2", 5.0)] {
+        let share = drawn.iter().filter(|drawn| *drawn == endpoint).count() as f64 / 4000.0;
+        assert!((share - weight / 8.0).abs() < 0.03, "{endpoint}: {share}");
+    }
+    let fewer = mesh(&[1, 2], &["n1"]);
+    for (before, after) in drawn.iter().zip(sticky(entry(&fewer), 4000)) {
+        assert!(*before == after || before == "w2", "{before} -> {after}");
+    }
+}
+
+#[test]
+fn a_client_keeps_the_endpoint_it_had_as_long_as_that_may_be_chosen() {
+    let near = mesh(&[1, 1, 1, 1], &["n1", "n2"]);
+    let (entry, now, client) = (entry(&near), Instant::now(), ip("10.1.0.3"));
+    let uid = |name: &str| {
+        entry.endpoints.iter().find(|known| known.workload.name() == name).unwrap().workload.uid.clone()
+    };
+    let chosen = |last: &str, tried: &Tried, usable: &dyn Fn(&Endpoint) -> bool| {
+        choose_sticky(entry, tried, now, client, Some(&uid(last)), usable)
+            .map(|(place, endpoint)| (place, name(endpoint)))
+    };
+    for mine in ["w0", "w2"] {
+        assert_eq!(chosen(mine, &Tried::default(), &|_| true).unwrap().1, mine);
+    }
+    // A farther one is not kept while there are nearer ones, nor one that is tried, unusable or ejected.
+    assert!(["w0", "w2"].contains(&&*chosen("w1", &Tried::default(), &|_| true).unwrap().1));
+    let mut tried = Tried::default();
+    tried.add(chosen("w0", &Tried::default(), &|_| true).unwrap().0);
+    assert_eq!(chosen("w0", &tried, &|_| true).unwrap().1, "w2");
+    assert_eq!(chosen("w0", &Tried::default(), &|other| name(other) != "w0").unwrap().1, "w2");
+    near.load(&uid("w0")).unwrap().eject(now);
+    assert_eq!(chosen("w0", &Tried::default(), &|_| true).unwrap().1, "w2");
+}
+
 fn entry(snapshot: &Snapshot) -> &ServiceEntry {
     snapshot.service_by_address(ip("10.96.0.1")).unwrap()
 }

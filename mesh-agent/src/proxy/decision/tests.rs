@@ -103,6 +103,66 @@ fn an_unknown_port_of_a_service_is_refused() {
 fn a_service_without_endpoints_is_refused() {
     let refusal = mesh().refusal("10.1.0.1:40000", "10.96.0.2:80");
     assert_eq!(refusal.flag(), ResponseFlag::NoHealthyUpstream);
+    assert!(refusal.to_string().ends_with("has no endpoint for port 80: 0 known"), "{refusal}");
+}
+
+#[test]
+fn a_refusal_says_what_kept_each_endpoint_from_being_chosen() {
+    let client = workload("client", &["10.1.0.1"], "n1", &[]);
+    let pods = pods([pod(&client, true)]);
+    let refusal = |web: Service, endpoint: Workload| {
+        let mesh = snapshot([web], [client.clone(), endpoint]);
+        decide(&mesh, &pods, at("10.1.0.1:1"), at("10.96.0.1:80")).outcome.unwrap_err().to_string()
+    };
+    let far = || workload("far", &["10.2.0.1"], "n2", &["web"]);
+    let web = || service("web", &["10.96.0.1"]);
+    let mut local = web();
+    local.load_balancing.mode = BalanceMode::Strict;
+    local.load_balancing.preference = vec![RoutingScope::Node];
+    let said = refusal(local.clone(), far());
+    assert!(said.ends_with("1 known, 1 ready, none of them on this node, and the service takes no other (internalTrafficPolicy: Local)"), "{said}");
+    local.load_balancing.preference = vec![RoutingScope::Network, RoutingScope::Zone, RoutingScope::Node];
+    let said = refusal(local, far());
+    assert!(
+        said.ends_with("none of them in the client's network, zone, node, and the service takes no other"),
+        "{said}"
+    );
+    let said = refusal(web(), Workload { healthy: false, ..far() });
+    assert!(said.ends_with("1 known, none of them ready"), "{said}");
+    let mut other_port = far();
+    other_port.services[0].1[0].service_port = 443;
+    let said = refusal(web(), other_port);
+    assert!(said.ends_with("1 known, 1 ready, none of them reachable with that port"), "{said}");
+}
+
+#[test]
+fn endpoints_that_are_ending_serve_where_nothing_ready_is_left() {
+    let client = workload("client", &["10.1.0.1"], "n1", &[]);
+    let pods = pods([pod(&client, true)]);
+    let ending = |name: &str, address: &str, node: &str| Workload {
+        healthy: false,
+        terminating: true,
+        ..workload(name, &[address], node, &["web"])
+    };
+    let candidates = |web: Service, endpoints: Vec<Workload>| {
+        let mesh = snapshot([web], endpoints.into_iter().chain([client.clone()]));
+        let explanation =
+            Explanation::new(&mesh, &pods, at("10.1.0.1:1"), at("10.96.0.1:80"), Instant::now());
+        let names = explanation.tiers.iter().flatten().map(|candidate| candidate.workload.clone().unwrap());
+        names.map(|uid| uid.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let web = || service("web", &["10.96.0.1"]);
+    let here = || ending("here", "10.1.0.2", "n1");
+    let there = || ending("there", "10.2.0.2", "n2");
+    let ready = || workload("ready", &["10.2.0.3"], "n2", &["web"]);
+    let gone = || Workload { terminating: false, ..ending("gone", "10.2.0.4", "n2") };
+    assert_eq!(candidates(web(), vec![here(), there(), gone()]), ["here", "there"]);
+    assert_eq!(candidates(web(), vec![here(), there(), ready()]), ["ready"]);
+    // With a strict preference only those that it allows: ready ones elsewhere do not count.
+    let mut local = web();
+    local.load_balancing.mode = BalanceMode::Strict;
+    local.load_balancing.preference = vec![RoutingScope::Node];
+    assert_eq!(candidates(local, vec![here(), there(), ready()]), ["here"]);
 }
 
 #[test]

@@ -4,18 +4,22 @@
 //! tries the thing itself where that leaves no trace, rather than compare version numbers: distributions backport
 //! and leave out.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
 use aya::programs::ProgramType;
+use futures::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::tc::TcAttribute;
 use nix::sys::statfs;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{HostSettings, capabilities, routes, untrack};
+use super::{HostError, HostSettings, capabilities, routes, untrack};
 
 #[cfg(test)]
 mod tests;
@@ -87,6 +91,7 @@ pub async fn check(settings: &HostSettings, bpffs: &Path) -> Vec<Check> {
     checks.extend(forwarding(settings));
     checks.extend(conflicting_rules(settings).await);
     checks.extend(other_meshes());
+    checks.push(other_programs().await);
     checks
 }
 
@@ -266,6 +271,60 @@ async fn conflicting_rules(settings: &HostSettings) -> Vec<Check> {
             .collect(),
         Err(error) => vec![Check::fail(NAME, error.to_string(), "grant CAP_NET_ADMIN")],
     }
+}
+
+/// Filters of others on devices, as far as they are clsact's: which tcx programs there are, only CAP_SYS_ADMIN may ask.
+async fn other_programs() -> Check {
+    const NAME: &str = "programs of others";
+    match foreign_filters().await {
+        Ok(devices) if devices.is_empty() => Check::ok(NAME, "no clsact filters on the node's devices"),
+        // Where there is no tcx, the agent's own are of this kind.
+        Ok(_) if !has_tcx() => Check::ok(NAME, "cannot be told from the agent's own on this kernel"),
+        Ok(devices) => Check::warn(
+            NAME,
+            format!(
+                "clsact filters on {}: packets that the agent steers do not reach them",
+                devices.join(", ")
+            ),
+            "fine for a CNI's own accounting and policies; another mesh's must go. See `tc filter show dev DEVICE ingress`",
+        ),
+        Err(error) => Check::warn(NAME, error.to_string(), "grant CAP_NET_ADMIN"),
+    }
+}
+
+fn has_tcx() -> bool {
+    let release = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    release.ok().and_then(|release| parse_version(&release)).is_some_and(|version| version >= (6, 6))
+}
+
+/// The names of the devices that have clsact.
+async fn foreign_filters() -> Result<Vec<String>, HostError> {
+    let doing = "listing the queueing disciplines";
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(HostError::netlink(doing))?;
+    let connection = tokio::spawn(connection);
+    let asked = async {
+        let links: Vec<_> = netlink.link().get().execute().try_collect().await?;
+        let disciplines: Vec<_> = netlink.qdisc().get().execute().try_collect().await?;
+        let is_clsact =
+            |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact");
+        let with: HashSet<_> = disciplines
+            .iter()
+            .filter(|discipline| discipline.attributes.iter().any(is_clsact))
+            .filter_map(|discipline| u32::try_from(discipline.header.index).ok())
+            .collect();
+        let name = |link: &LinkMessage| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            })
+        };
+        Ok::<_, rtnetlink::Error>(
+            links.iter().filter(|link| with.contains(&link.header.index)).filter_map(name).collect(),
+        )
+    };
+    let found = asked.await;
+    connection.abort();
+    found.map_err(|error| HostError::netlink(doing)(io::Error::other(error)))
 }
 
 /// Other programs that redirect pods' traffic. Both at once on one pod would chase its connections in circles.

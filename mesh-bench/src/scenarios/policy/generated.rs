@@ -77,6 +77,7 @@ pub(super) fn workload() -> Workload {
         addresses: vec![[10, 0, 0, 1].into()].into(),
         node: "n1".into(),
         healthy: true,
+        terminating: false,
         locality: Default::default(),
         own_name: None,
         load: Default::default(),

@@ -33,10 +33,7 @@ fn a_pod_is_taken_over_as_it_is() {
     let found = &desired.pods[0];
     assert!(desired.complete && desired.problems.is_empty() && found.enrolled);
     assert_eq!((&*found.uid, &*found.service_account), ("c//Pod/shop/a", "clerk"));
-    assert_eq!(
-        found.addresses,
-        ["10.0.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00::1".parse().unwrap()]
-    );
+    assert_eq!(found.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
 }
 
 #[test]
@@ -67,6 +64,45 @@ fn pods_without_a_network_of_their_own_are_no_local_pods() {
 
 #[test]
 fn a_pod_with_a_sidecar_is_known_but_not_enrolled() {
-    let injected = pod("a", json!({"annotations": {SIDECAR_STATUS: "{}"}}), json!({}), json!({}));
-    assert!(!translate(&[injected], Some("ambient")).pods[0].enrolled);
+    let injected =
+        |annotation: &str| pod("a", json!({"annotations": {annotation: "{}"}}), json!({}), json!({}));
+    for (annotation, mesh) in SIDECARS {
+        let desired = translate(&[injected(annotation)], Some("ambient"));
+        assert!(!desired.pods[0].enrolled, "{mesh}");
+        assert!(desired.problems["c//Pod/shop/a"].contains(mesh), "{:?}", desired.problems);
+        // Where nobody asks for it to be enrolled, nothing is wrong.
+        assert!(translate(&[injected(annotation)], None).problems.is_empty());
+    }
+}
+
+#[test]
+fn an_address_is_of_the_pod_that_stays_and_of_the_younger() {
+    let created = |name: &str, hour: u32| {
+        pod(name, json!({"creationTimestamp": format!("2026-01-01T{hour:02}:00:00Z")}), json!({}), json!({}))
+    };
+    let deleted = |mut pod: Value| {
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z".into();
+        pod
+    };
+    let owners = |pods: &[Value]| {
+        let desired = translate(pods, Some("ambient"));
+        desired.pods.iter().map(|pod| pod.name.to_string()).collect::<Vec<_>>()
+    };
+    for (one, other, owner) in [
+        (created("a", 1), created("b", 2), "b"),
+        (deleted(created("a", 2)), created("b", 1), "b"),
+        (created("a", 1), deleted(created("b", 2)), "a"),
+    ] {
+        assert_eq!(owners(&[one.clone(), other.clone()]), [owner]);
+        assert_eq!(owners(&[other, one]), [owner]);
+    }
+    // Alone, a pod that terminates still has it.
+    assert_eq!(owners(&[deleted(created("a", 1))]), ["a"]);
+
+    // Each family for itself.
+    let mut older = created("a", 1);
+    older["status"]["podIPs"] = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::2"}]);
+    let desired = translate(&[older, created("b", 2)], None);
+    assert_eq!(desired.pods[0].addresses, ["fd00::2".parse::<IpAddr>().unwrap()]);
+    assert_eq!(desired.pods[1].addresses.len(), 2);
 }

@@ -7,9 +7,9 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
-use crate::steering::host::testing::in_namespace_async;
+use crate::steering::host::testing::{in_namespace_async, shell};
 use crate::steering::host::{HostSettings, HostState, Mark};
-use crate::steering::{AttachMode, Steering, SteeringSettings};
+use crate::steering::{AttachMode, DeviceWatch, Steering, SteeringSettings};
 
 /// On a thread of its own, which stands for a process: capabilities are a thread's.
 #[test]
@@ -36,6 +36,40 @@ fn what_remains_is_enough_and_no_more() {
     });
 }
 
+/// Each by itself: with all three an agent comes up, without any of them it does not.
+#[test]
+fn none_of_them_can_be_left_out() {
+    come_up_with(&NEEDED_TO_LOAD).unwrap();
+    for missing in NEEDED_TO_LOAD {
+        let rest: Vec<_> = NEEDED_TO_LOAD.into_iter().filter(|kept| *kept != missing).collect();
+        let error = come_up_with(&rest).expect_err(&format!("{missing} would not be needed"));
+        // For who reads what the test prints: what it is needed for.
+        println!("without {missing}: {error}");
+    }
+}
+
+/// What an agent does at its start, and for each connection.
+fn come_up_with(kept: &[Capability]) -> Result<(), String> {
+    in_namespace_async(async || {
+        let bpffs = private_bpffs();
+        shell("ip link add pod type veth peer name eth0 && ip link set pod up && ip link set eth0 up");
+        let directory = tempfile::tempdir().unwrap();
+        restrict_thread(kept).unwrap();
+
+        let host = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_109, directory.path());
+        let installed = HostState::install(&host).await.map_err(|error| error.to_string())?;
+        let steering =
+            Steering::load_or_adopt(&steering_settings(bpffs.path())).map_err(|error| error.to_string())?;
+        // Devices are attached to, or named among those that are not.
+        let _watch = DeviceWatch::start(steering.clone()).await.map_err(|error| error.to_string())?;
+        if let Some(error) = steering.attachments().into_iter().find_map(|attachment| attachment.error) {
+            return Err(error);
+        }
+        transparent_sockets_work();
+        installed.remove().await.map_err(|error| error.to_string())
+    })
+}
+
 #[test]
 fn a_process_with_threads_is_refused() {
     let error = restrict_process().unwrap_err().to_string();
@@ -52,19 +86,23 @@ fn private_bpffs() -> tempfile::TempDir {
 }
 
 fn programs_load_only_on_the_loader(loader: Loader, bpffs: &Path) {
-    let settings = SteeringSettings {
-        directory: bpffs.join("agent"),
-        mark_mask: 0x3000,
-        capture_mark: 0x1000,
-        agent_mark: 0x2000,
-        attach: AttachMode::Auto,
-    };
+    let settings = steering_settings(bpffs);
     assert!(Steering::load_or_adopt(&settings).is_err(), "CAP_PERFMON would not be needed");
     let load =
         move || (caps::read(None, CapSet::Permitted).unwrap(), Steering::load_or_adopt(&settings).map(drop));
     let (held, loaded) = loader.run(load).unwrap();
     assert_eq!(held, NEEDED_TO_LOAD.into());
     loaded.unwrap();
+}
+
+fn steering_settings(bpffs: &Path) -> SteeringSettings {
+    SteeringSettings {
+        directory: bpffs.join("agent"),
+        mark_mask: 0x3000,
+        capture_mark: 0x1000,
+        agent_mark: 0x2000,
+        attach: AttachMode::Auto,
+    }
 }
 
 /// A map, and a program of each kind that steering loads.
