@@ -12,7 +12,7 @@
 
 mod agents;
 mod certificates;
-mod clock;
+pub(crate) mod clock;
 mod command;
 mod generations;
 mod metrics;
@@ -88,10 +88,17 @@ impl fmt::Debug for Environment {
 }
 
 impl Environment {
+    /// A client of the Kubernetes API.
     pub(crate) async fn kubernetes(&self) -> Result<Client, kube::Error> {
         match &self.kubernetes {
             Some(client) => Ok(client.clone()),
-            None => Client::try_default().await,
+            None => {
+                let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+                // Whoever asks knows how long to wait. The client itself would sleep for minutes over an API server
+                // that is away, and say nothing.
+                config.default_retry = false;
+                Client::try_from(config)
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::serve::grpc::Endpoint;
 use crate::serve::http;
-use crate::settings::{ServerCertificate, Settings};
+use crate::settings::{ServerCertificate, Settings, SourceSettings};
 use crate::source::{self, Batch};
 use crate::status::{Content, InKubernetes, Status};
 use crate::translate::{Message, Output, OutputType, Translator};
@@ -71,7 +71,8 @@ pub enum StartError {
     },
     /// There is no Kubernetes API to ask.
     #[error(
-        "the Kubernetes API cannot be used, which --ca-secret, --agent-token-review and --leader-lease take: {0}"
+        "there is no Kubernetes API to use, which --kubernetes, --ca-secret, --agent-token-review and --leader-lease take: \
+         run in a pod with a service account, or set KUBECONFIG: {0}"
     )]
     Kubernetes(kube::Error),
     /// A thread cannot be started.
@@ -97,7 +98,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts everything. Agents are refused until all manifests were read once: being told that there is nothing
+    /// Starts everything. Agents are refused until all resources were read once: being told that there is nothing
     /// would make them forget what they know.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         Self::start_in(settings, Environment::default()).await
@@ -131,6 +132,12 @@ impl Control {
         let mut plain_service = CertificateService::NotConfigured;
         let mut tls_service = CertificateService::NotConfigured;
         let mut authority = None;
+        let kubernetes = match &settings.source {
+            SourceSettings::Kubernetes => {
+                Some(environment.kubernetes().await.map_err(StartError::Kubernetes)?)
+            }
+            SourceSettings::Manifests(_) => None,
+        };
         if let Some(of_authority) = settings.authority {
             let plaintext = of_authority.plaintext;
             let made = Authority::new(
@@ -187,7 +194,7 @@ impl Control {
             translator: Translator::new(settings.mesh),
             workloads,
             store,
-            metrics,
+            metrics: Arc::clone(&metrics),
             status: Arc::clone(&status),
             complete: Some(complete),
         };
@@ -195,10 +202,18 @@ impl Control {
             .name("translate".to_owned())
             .spawn(move || worker.run(received))
             .map_err(StartError::Thread)?;
-        source::files::watch(settings.manifests, batches).map_err(StartError::Thread)?;
 
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        if let SourceSettings::Manifests(directories) = settings.source {
+            source::files::watch(directories, batches).map_err(StartError::Thread)?;
+        } else if let Some(client) = kubernetes {
+            let (metrics, stop) = (metrics.watches.clone(), stop.clone());
+            tasks.spawn(async move {
+                source::kubernetes::watch(client, &root_namespace, batches, metrics, stop).await;
+                Ok(())
+            });
+        }
         tasks.spawn(http::serve(listener, Arc::clone(&status), stop.clone()));
         let serve = Agents {
             endpoints,

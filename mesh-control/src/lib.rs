@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! source ──Change──▶ translate ──Delta──▶ mesh_xds::server ──gRPC──▶ agents
+//!   │ kubernetes: watches of the Kubernetes API
 //!   │ files: manifests in directories
 //! ```
 //!

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::authority::{AuthorityMetrics, unix};
 use crate::model::findings::Severity;
 use crate::source::Report;
+use crate::source::kubernetes::WatchMetrics;
 
 /// Changes whose way to the agents is being timed. Older ones are forgotten: an agent that is so far behind has
 /// other troubles.
@@ -58,6 +59,7 @@ pub struct Metrics {
     webhook_expiry: Gauge<f64, AtomicU64>,
     webhook_registered: Gauge,
     statuses: Family<ByOutcome, Counter>,
+    pub(crate) watches: WatchMetrics,
 }
 
 impl Default for Metrics {
@@ -87,6 +89,7 @@ impl Default for Metrics {
             webhook_expiry: Gauge::default(),
             webhook_registered: Gauge::default(),
             statuses: Family::default(),
+            watches: WatchMetrics::default(),
         };
         metrics.register();
         metrics
@@ -100,7 +103,7 @@ impl Metrics {
         registry.register("served_resources", "Resources served to agents, by kind", self.outputs.clone());
         registry.register(
             "problems",
-            "Refused documents and warnings in the source now",
+            "Refused resources and warnings in the source now",
             self.problems.clone(),
         );
         registry.register("connected_agents", "Agents connected now", self.agents.clone());
@@ -160,6 +163,7 @@ impl Metrics {
             self.statuses.clone(),
         );
         self.authority.register(registry);
+        self.watches.register(registry);
     }
 
     /// The text that Prometheus reads.

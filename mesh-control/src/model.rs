@@ -96,6 +96,21 @@ impl Kind {
         }
     }
 
+    /// The name of the kind in paths of the API and in RBAC.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::ServiceEntry => "serviceentries",
+            Self::WorkloadEntry => "workloadentries",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::PeerAuthentication => "peerauthentications",
+        }
+    }
+
     /// The API group; empty for the core of Kubernetes.
     pub fn group(self) -> &'static str {
         match self {
@@ -106,7 +121,7 @@ impl Kind {
         }
     }
 
-    /// The versions of the group that are understood.
+    /// The versions of the group that are understood, the best first.
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::ServiceEntry | Self::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
@@ -123,6 +138,11 @@ impl Kind {
     /// Whether resources of the kind say what is refused. A field of one that is not understood might be a condition.
     pub fn is_policy(self) -> bool {
         matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
+    }
+
+    /// Whether the kind is Istio's, which a cluster may or may not have.
+    pub fn is_custom(self) -> bool {
+        self.group().ends_with(".istio.io")
     }
 
     /// The kind that `kind` in API group `group` names.

@@ -15,7 +15,7 @@ use crate::translate::Mesh;
 /// Where Istio's users have the policies of the whole mesh; elsewhere these would silently be for one namespace only.
 const ROOT_NAMESPACE: &str = "istio-system";
 
-/// The control server of the mesh: reads Kubernetes manifests and serves workloads, services and policies to the agents.
+/// The control server of the mesh: reads Kubernetes resources and serves workloads, services and policies to the agents.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-control", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -50,8 +50,11 @@ pub enum Command {
 /// Settings as they are written.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json; read with its subdirectories, and watched). May be
-    /// given several times
+    /// Watch the Kubernetes API: that of the cluster this runs in, or of the current context of KUBECONFIG
+    #[arg(long, env = "MESH_CONTROL_KUBERNETES")]
+    pub kubernetes: bool,
+    /// Directory of Kubernetes manifests to serve instead (*.yaml, *.yml, *.json; read with its subdirectories, and
+    /// watched). May be given several times
     #[arg(long, env = "MESH_CONTROL_MANIFESTS", value_name = "DIR", value_delimiter = ',')]
     pub manifests: Vec<PathBuf>,
     /// Address for agents, in plain text
@@ -124,8 +127,8 @@ pub enum LogFormat {
 /// Settings that were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Directories of manifests, at least one.
-    pub manifests: Vec<PathBuf>,
+    /// Where resources come from.
+    pub source: SourceSettings,
     /// Address for agents in plain text.
     pub grpc_address: SocketAddr,
     /// Agents over TLS.
@@ -142,6 +145,15 @@ pub struct Settings {
     pub max_connections: usize,
     /// What is the same for everything in the mesh.
     pub mesh: Mesh,
+}
+
+/// Where resources come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceSettings {
+    /// The Kubernetes API.
+    Kubernetes,
+    /// Directories of manifests, at least one.
+    Manifests(Vec<PathBuf>),
 }
 
 /// Where TLS is served, and with what.
@@ -176,8 +188,17 @@ impl ServeArgs {
     /// Checks all settings and reports all mistakes.
     pub fn check(mut self) -> Result<Settings, SettingsError> {
         let mut mistakes = Vec::new();
-        if self.manifests.is_empty() {
-            mistakes.push("--manifests: name at least one directory of Kubernetes manifests".to_owned());
+        // An empty variable has one empty value.
+        self.manifests.retain(|path| !path.as_os_str().is_empty());
+        match (self.kubernetes, self.manifests.is_empty()) {
+            (false, true) => mistakes.push(
+                "--kubernetes, --manifests: say where resources come from, the Kubernetes API or a directory of manifests"
+                    .to_owned(),
+            ),
+            (true, false) => mistakes.push(
+                "--kubernetes, --manifests: give one of them, or a resource would have two owners".to_owned(),
+            ),
+            _ => {}
         }
         for path in self.manifests.iter().filter(|path| path.exists() && !path.is_dir()) {
             mistakes.push(format!("--manifests: {} is not a directory", path.display()));
@@ -227,7 +248,11 @@ impl ServeArgs {
             return Err(SettingsError(mistakes));
         }
         Ok(Settings {
-            manifests: self.manifests,
+            source: if self.kubernetes {
+                SourceSettings::Kubernetes
+            } else {
+                SourceSettings::Manifests(self.manifests)
+            },
             grpc_address: self.grpc_address,
             tls: certificate.map(|certificate| TlsSettings { address: self.tls_address, certificate }),
             authority,
@@ -281,6 +306,10 @@ mod tests {
         assert_eq!(settings.mesh, Mesh::default());
         assert_eq!((settings.grpc_address.port(), settings.http_address.port()), (15010, 15014));
         assert_eq!(settings.tls, None);
+        assert_eq!(settings.source, SourceSettings::Manifests(vec!["/nowhere".into()]));
+        assert_eq!(check(&["--kubernetes"]).unwrap().source, SourceSettings::Kubernetes);
+        let both = check(&["--kubernetes", "--manifests", "/nowhere"]).unwrap_err();
+        assert!(both.to_string().contains("give one of them"), "{both}");
     }
 
     #[test]

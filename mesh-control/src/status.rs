@@ -102,11 +102,13 @@ impl Status {
         if self.ready.load(Ordering::Acquire) {
             return None;
         }
-        let unread = self.content.load().report.unread.first().cloned();
-        Some(match unread {
-            Some(directory) => format!("{} cannot be read yet", directory.display()),
-            None => "the manifests are being read, or the server is stopping".to_owned(),
-        })
+        let unready = self.content.load().report.unready();
+        Some(unready.unwrap_or_else(|| "resources are being read, or the server is stopping".to_owned()))
+    }
+
+    /// What is served although it may be out of date, a line for each.
+    pub(crate) fn stale(&self) -> Vec<String> {
+        self.content.load().report.stale().collect()
     }
 
     pub(crate) fn metrics(&self) -> Result<String, std::fmt::Error> {

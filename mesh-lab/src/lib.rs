@@ -22,6 +22,7 @@
 //! # } // All of it is gone here.
 //! ```
 
+pub mod api_server;
 pub mod background;
 pub mod capture;
 pub mod certificates;
@@ -40,6 +41,7 @@ pub mod traffic;
 mod cgroup;
 mod network;
 
+pub use api_server::{ApiServer, ResourceType};
 pub use background::Background;
 pub use capture::{Capture, CaptureError, Captured, RunningCapture};
 pub use lab::{Lab, LabError};

@@ -19,7 +19,7 @@ use crate::authority::{
 };
 use crate::control::Control;
 use crate::model::ObjectName;
-use crate::settings::Settings;
+use crate::settings::{Settings, SourceSettings};
 use crate::translate::Mesh;
 
 const NAME: &str = "mesh-control.mesh-system.svc";
@@ -60,7 +60,7 @@ impl Lab {
     async fn get(&self, path: &str) -> String {
         let address = format!("http://{}", self.control.http_address);
         let client = Client::try_from(Config::new(address.parse().unwrap())).unwrap();
-        client.request_text(axum::http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap()
+        client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap()
     }
 
     async fn status(&self) -> Value {
@@ -87,7 +87,7 @@ async fn control(root: &Path, server: &ApiServer, identity: &str, lifetimes: Lif
         reviews: None,
     };
     let settings = Settings {
-        manifests: vec![root.join("manifests")],
+        source: SourceSettings::Manifests(vec![root.join("manifests")]),
         grpc_address: any,
         tls: None,
         authority: Some(authority),
@@ -128,7 +128,7 @@ async fn post(control: &Control, bundle: &str, path: &str, body: String) -> Resu
     config.root_cert = Some(roots.map(|root| root.unwrap().to_vec()).collect());
     config.tls_server_name = Some(NAME.to_owned());
     let client = Client::try_from(config).unwrap();
-    let request = axum::http::Request::post(path).body(body.into_bytes()).unwrap();
+    let request = http::Request::post(path).body(body.into_bytes()).unwrap();
     client.request_text(request).await.map_err(|error| format!("{error:?}"))
 }
 

@@ -36,9 +36,14 @@ pub(crate) async fn serve(
 
 async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, String) {
     match status.not_ready() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
+        // Serving what is known is better than serving nothing: out of date is no reason not to be ready.
+        None => (StatusCode::OK, format!("ready\n{}", lines(&status.stale()))),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }
+}
+
+fn lines(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use mesh_control::settings::SourceSettings;
 use mesh_control::source::files;
 use mesh_xds::proto::workload::address::Type;
 use serde::Deserialize;
 
 use super::agent::Agent;
-use super::fixture::{repository, settings};
+use super::fixture::{repository, settings_of};
 
 #[derive(Deserialize)]
 struct Lab {
@@ -46,8 +47,8 @@ async fn pods_are_where_the_lab_builds_them() {
         }
     }
 
-    let mut settings = settings(repository("examples/manifests"));
-    settings.manifests.push(repository("examples/more"));
+    let examples = ["examples/manifests", "examples/more"].map(repository);
+    let settings = settings_of(SourceSettings::Manifests(examples.into()));
     let control = mesh_control::control::Control::start(settings).await.unwrap();
     let agent = Agent::connect(&format!("http://{}", control.grpc_address));
     agent

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mesh_control::control::Control;
-use mesh_control::settings::Settings;
+use mesh_control::settings::{Settings, SourceSettings};
 use mesh_control::translate::Mesh;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,9 +19,13 @@ pub(super) struct Fixture {
 }
 
 pub(super) fn settings(manifests: PathBuf) -> Settings {
+    settings_of(SourceSettings::Manifests(vec![manifests]))
+}
+
+pub(super) fn settings_of(source: SourceSettings) -> Settings {
     let any = "127.0.0.1:0".parse().unwrap();
     Settings {
-        manifests: vec![manifests],
+        source,
         grpc_address: any,
         tls: None,
         authority: None,

@@ -1,11 +1,12 @@
 //! Policies on their way from a file to an agent.
 
 use mesh_control::control::Control;
+use mesh_control::settings::SourceSettings;
 use mesh_xds::proto::security::{Action, Authorization};
 use mesh_xds::proto::workload::address::Type;
 
 use super::agent::{Agent, Told};
-use super::fixture::{Fixture, pod, repository, settings};
+use super::fixture::{Fixture, pod, repository, settings, settings_of};
 
 const STRICT: &str = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
                       metadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
@@ -98,8 +99,8 @@ async fn a_mistake_never_opens_what_was_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_close_the_shop_but_for_the_client() {
-    let mut settings = settings(repository("examples/manifests"));
-    settings.manifests.push(repository("examples/policies"));
+    let examples = ["examples/manifests", "examples/policies"].map(repository);
+    let settings = settings_of(SourceSettings::Manifests(examples.into()));
     let control = Control::start(settings).await.unwrap();
     let agent = Agent::connect(&format!("http://{}", control.grpc_address));
     agent

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::document::Given;
-use crate::model::findings::{FieldPath, Severity, field};
+use crate::model::findings::{FieldPath, Finding, field};
 use crate::model::{Labels, ObjectName, Resource, Selector};
-use crate::source::Problem;
+use crate::source::{Origin, Problem};
 use crate::translate::Labelled;
 
 /// Warns of policies that are for nobody. Without any workload nothing can be told: the policies are a set by
@@ -38,16 +38,9 @@ pub(super) fn check<'a>(
             (None, None) => workloads.for_nobody(name, root),
         };
         if let Some((path, reason)) = found {
-            problems.push(Problem {
-                file: file.to_owned(),
-                line: given.line,
-                document_line: given.line,
-                severity: Severity::Warning,
-                resource: Some(given.resource.key().to_string()),
-                field: Some(path.to_string()),
-                reason,
-                served_instead: None,
-            });
+            let origin = Origin::File { file: file.to_owned(), line: given.line, document_line: given.line };
+            let finding = Finding::warning(path, reason);
+            problems.push(Problem::new(origin, Some(&given.resource.key()), &finding));
         }
     }
     problems.sort();

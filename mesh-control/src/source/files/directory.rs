@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::document::{Given, Manifest};
 use crate::model::findings::Severity;
 use crate::model::{Resource, ResourceKey};
-use crate::source::{Change, FileReport, Problem, Report};
+use crate::source::report::{LAST_GOOD, Logged};
+use crate::source::{Change, FileReport, Origin, Problem, Report};
 
 /// Larger files are refused: nobody writes them, and reading one must not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -23,8 +24,6 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 const MAX_FILES: usize = 10_000;
 /// Directories below a root; also ends loops of symbolic links.
 const MAX_DEPTH: usize = 16;
-/// What is said of a refused resource that had a good version.
-const LAST_GOOD: &str = "the last good version is still served";
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The manifests of some directories.
@@ -39,8 +38,7 @@ pub(super) struct Directory {
     unread: Vec<PathBuf>,
     /// Kinds already spoken of.
     ignored: HashSet<String>,
-    /// Problems already spoken of.
-    reported: BTreeSet<Problem>,
+    logged: Logged,
 }
 
 /// The version of a resource that counts.
@@ -184,27 +182,21 @@ impl Directory {
                 }
             }
         }
-        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
-        for problem in now.difference(&self.reported) {
-            warn!("{problem}");
-        }
-        if !self.reported.is_empty() && now.is_empty() {
-            info!("nothing is wrong with the manifests any more");
-        }
-        self.reported = now;
+        self.logged.note(&problems);
         let files = self.files.iter().map(|(path, file)| FileReport {
             path: path.clone(),
             resources: file.resources.keys().filter(|key| self.owner(key) == Some(path.as_path())).count(),
         });
-        Report { files: files.collect(), problems, unread: self.unread.clone() }
+        let unread = self.unread.iter().map(|root| root.display().to_string());
+        Report { files: files.collect(), problems, unread: unread.collect(), ..Report::default() }
     }
 
     fn duplicate(&self, path: &Path, key: &ResourceKey, given: &Given, owner: &Path) -> Problem {
         let first =
             self.files.get(owner).and_then(|file| file.resources.get(key)).map_or(0, |given| given.line);
+        let origin = Origin::File { file: path.to_owned(), line: given.line, document_line: given.line };
         Problem {
-            line: given.line,
-            document_line: given.line,
+            origin,
             resource: Some(key.to_string()),
             reason: format!("is defined in {}:{first} already: this one is not used", owner.display()),
             ..file_problem(path, String::new())
@@ -349,9 +341,7 @@ fn read_bounded(path: &Path) -> Result<String, String> {
 
 fn file_problem(path: &Path, reason: String) -> Problem {
     Problem {
-        file: path.to_owned(),
-        line: 0,
-        document_line: 0,
+        origin: Origin::File { file: path.to_owned(), line: 0, document_line: 0 },
         severity: Severity::Refused,
         resource: None,
         field: None,

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::tree::{Node, Value};
-use crate::model::findings::{FieldPath, Finding, Severity, field};
+use crate::model::findings::{FieldPath, Finding, field};
 use crate::model::{self, Kind, ObjectName, Resource, ResourceKey};
-use crate::source::Problem;
+use crate::source::{Origin, Problem};
 
 /// Documents, or items of lists, in one file.
 const MAX_OBJECTS: usize = 50_000;
@@ -61,16 +61,16 @@ impl Manifest {
             Ok(Some(tree)) => self.read_object(&Object { file, offset, line: document.line, tree: &tree }),
             Err(error) => {
                 self.unidentified = true;
-                self.problems.push(Problem {
+                let origin = Origin::File {
                     file: file.to_owned(),
                     line: error.line.unwrap_or(1) + offset,
                     document_line: document.line,
-                    severity: Severity::Refused,
-                    resource: None,
-                    field: None,
-                    reason: error.reason,
-                    served_instead: None,
-                });
+                };
+                self.problems.push(Problem::new(
+                    origin,
+                    None,
+                    &Finding::refusal(FieldPath::default(), error.reason),
+                ));
             }
         }
     }
@@ -252,16 +252,11 @@ impl<'a> Object<'a> {
     }
 
     fn problem(&self, key: Option<&ResourceKey>, finding: &Finding) -> Problem {
-        let field = finding.path.to_string();
-        Problem {
+        let origin = Origin::File {
             file: self.file.to_owned(),
             line: self.offset + self.tree.line_of(&finding.path),
             document_line: self.line,
-            severity: finding.severity,
-            resource: key.map(ResourceKey::to_string),
-            field: (!field.is_empty()).then_some(field),
-            reason: finding.reason.clone(),
-            served_instead: None,
-        }
+        };
+        Problem::new(origin, key, finding)
     }
 }

@@ -119,7 +119,7 @@ fn try_input(files: &[ManifestFile], rng: &mut Rng) {
     // To YAML a carriage return alone breaks a line, too.
     let lines = text.matches(['\n', '\r']).count() as u64 + 1;
     for problem in &file.problems {
-        assert!((1..=lines).contains(&problem.line), "{problem:?} {text:?}");
+        assert!((1..=lines).contains(&problem.lines().1), "{problem:?} {text:?}");
     }
 
     // What was accepted can be translated, and taken back.
