@@ -21,6 +21,21 @@ pub(crate) fn lab_root(lab: &str) -> Option<PathBuf> {
     Some(mount_point()?.join(PARENT).join(lab))
 }
 
+/// Lets groups below `path` be limited, as kubelets want it: every group above has to hand its controllers down. On hybrid systems
+/// there are none here.
+pub(crate) fn enable_controllers(path: &Path) -> io::Result<()> {
+    let Some(mount_point) = mount_point() else { return Ok(()) };
+    let mut groups: Vec<&Path> =
+        path.ancestors().take_while(|group| group.starts_with(&mount_point)).collect();
+    groups.reverse();
+    for group in groups {
+        for controller in fs::read_to_string(group.join("cgroup.controllers"))?.split_whitespace() {
+            fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The cgroups of a lab in the hierarchies of cgroup v1, of which hybrid systems have several, and pure cgroup2 systems none.
 pub(crate) fn legacy_roots(lab: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

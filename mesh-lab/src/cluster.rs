@@ -29,6 +29,7 @@ mod node;
 mod part;
 mod settings;
 mod wait;
+pub mod workloads;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -200,6 +201,7 @@ impl Cluster {
         let mut cluster = self;
         for name in cluster.node_names() {
             node::isolate(&mut cluster, &name)?;
+            cluster.lab.route_the_rest(&name, CONTROL)?;
         }
         // While the API server starts, which takes longest.
         thread::scope(|scope| {

@@ -193,6 +193,12 @@ impl Lab {
         Ok(())
     }
 
+    /// Makes one machine the way out of another; what is for nobody ends there.
+    pub(crate) fn route_the_rest(&self, machine: &str, gateway: &str) -> Result<(), LabError> {
+        let via = self.machine(gateway)?.addresses();
+        network::route_the_rest(self.machine(machine)?.namespace(), via).map_err(failed(machine))
+    }
+
     /// The file that keeps a machine's view of the file systems, if it has one of its own.
     fn mounts_path(&self, machine: &str) -> PathBuf {
         self.log_directory().join("mounts").join(machine)

@@ -1,19 +1,23 @@
 //! A machine of a lab: a node, a pod or a host. Each is a network namespace, and a cgroup where there are any.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use crate::cgroup;
 use crate::lab::Registry;
 use crate::mounts::MountNamespace;
 use crate::netns::Namespace;
 use crate::process::{Process, ProcessError, Program};
 use crate::state::ProcessId;
 use crate::topology::Addresses;
+
+/// The group of programs that have no group of their own.
+const OTHERS: &str = "others";
 
 /// What a machine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +140,19 @@ impl Machine {
         }
         self.namespace.enter()?;
         self.mounts.as_ref().map_or(Ok(()), MountNamespace::enter)?;
-        self.cgroup().map_or(Ok(()), |cgroup| std::fs::write(cgroup.join("cgroup.procs"), "0"))
+        self.cgroup_entrance()?.map_or(Ok(()), |mut entrance| entrance.write_all(b"0"))
+    }
+
+    /// The entrance to the cgroup that programs are born in: the machine's own, or, where groups of their own are made below that,
+    /// another beside those. cgroup2 wants processes in groups without groups below only.
+    pub(crate) fn cgroup_entrance(&self) -> io::Result<Option<File>> {
+        let Some(own) = self.cgroup() else { return Ok(None) };
+        if self.mounts.is_none() {
+            return cgroup::entrance(own).map(Some);
+        }
+        let others = own.join(OTHERS);
+        cgroup::create(&others)?;
+        cgroup::entrance(&others).map(Some)
     }
 
     /// A descriptor of the namespace that outlives this handle.

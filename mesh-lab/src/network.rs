@@ -124,6 +124,18 @@ pub(crate) fn connect_node(
     })
 }
 
+/// Gives a machine a way for what it has no other for. A node's own programs need one to call services: the address of a service is
+/// translated only after a route to it was found.
+pub(crate) fn route_the_rest(namespace: &Namespace, via: Addresses) -> Result<(), NetworkError> {
+    with_netlink(namespace, async |netlink| {
+        for gateway in via.iter() {
+            let to = default_route(gateway);
+            netlink.add_route(&Route { to, via: Some(gateway), device: UPLINK, source: None }).await?;
+        }
+        Ok(())
+    })
+}
+
 /// Makes a pod's device on its node, and configures the pod.
 pub(crate) fn connect_pod(
     node: &Node,

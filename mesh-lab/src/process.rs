@@ -120,7 +120,7 @@ impl Program {
         let place = Place {
             network: machine.namespace_file().map_err(started)?,
             mounts: machine.mounts_file().map_err(started)?,
-            cgroup: machine.cgroup().map(cgroup::entrance).transpose().map_err(started)?,
+            cgroup: machine.cgroup_entrance().map_err(started)?,
         };
         command.process_group(0).stdin(Stdio::null());
         let log = registry.next_log(machine.name(), &program);

@@ -68,12 +68,7 @@ impl<'a> Node<'a> {
     /// # Errors
     /// When the machine's namespaces or its cgroup cannot be used.
     pub fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Program, ClusterError> {
-        let program = self.machine.program(program)?;
-        // Where cgroup2 is all there is, only groups without groups below may have processes.
-        match self.machine.cgroup() {
-            Some(machine) => Ok(program.cgroup(&machine.join("others"))?),
-            None => Ok(program),
-        }
+        Ok(self.machine.program(program)?)
     }
 
     /// Runs a program on the node and returns what it printed.
@@ -168,6 +163,10 @@ pub(super) fn isolate(cluster: &mut Cluster, name: &str) -> Result<(), ClusterEr
     for root in cgroup::legacy_roots(cluster.name()) {
         let path = root.join(name);
         cgroup::create_legacy(&root, &path).map_err(|source| ClusterError::File { path, source })?;
+    }
+    if let Some(own) = node.machine.cgroup() {
+        let enabled = cgroup::enable_controllers(own);
+        enabled.map_err(|source| ClusterError::File { path: own.to_owned(), source })?;
     }
     Ok(cluster.lab.isolate_mounts(name, || furnish(&folder))?)
 }
