@@ -8,8 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_control::authority::AuthorityCommand;
 use mesh_control::control::Control;
-use mesh_control::model::findings::Severity;
-use mesh_control::settings::{Cli, Command, LogFormat, Settings};
+use mesh_control::settings::{Cli, Command, LogFormat, Settings, ValidationFormat};
 use mesh_control::source::files;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +18,9 @@ use tracing_subscriber::EnvFilter;
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::Validate { paths, root_namespace }) => return validate(&paths, &root_namespace),
+        Some(Command::Validate { paths, output, root_namespace }) => {
+            return validate(&paths, output, &root_namespace);
+        }
         Some(Command::Ca { command }) => return authority(command),
         None => {}
     }
@@ -54,14 +55,22 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn validate(paths: &[PathBuf], root_namespace: &str) -> anyhow::Result<ExitCode> {
-    let problems = files::validate(paths, root_namespace);
+fn validate(paths: &[PathBuf], output: ValidationFormat, root_namespace: &str) -> anyhow::Result<ExitCode> {
+    let validation = files::validate(paths, std::io::stdin().lock(), root_namespace);
     let mut out = std::io::stdout().lock();
-    for problem in &problems {
-        writeln!(out, "{problem}")?;
+    match output {
+        ValidationFormat::Text => {
+            for problem in &validation.problems {
+                writeln!(out, "{problem}")?;
+            }
+            writeln!(std::io::stderr().lock(), "{}", validation.summary())?;
+        }
+        ValidationFormat::Json => {
+            serde_json::to_writer_pretty(&mut out, &validation)?;
+            writeln!(out)?;
+        }
     }
-    let refused = problems.iter().any(|problem| problem.severity == Severity::Refused);
-    Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if validation.refused() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {

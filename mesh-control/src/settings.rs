@@ -30,11 +30,15 @@ pub struct Cli {
 /// What else the program does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Prints everything that is wrong with manifests, as file:line, and exits with 1 if any would be refused
+    /// Checks manifests as the webhook does: prints everything that is wrong with them, as file:line, and exits with 1 if
+    /// any would be refused
     Validate {
-        /// Files, or directories of files
+        /// Files, directories of files, or - for the standard input
         #[arg(required = true, value_name = "FILE")]
         paths: Vec<PathBuf>,
+        /// How to print
+        #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+        output: ValidationFormat,
         /// Namespace whose policies are for the whole mesh
         #[arg(long, value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
         root_namespace: String,
@@ -45,6 +49,16 @@ pub enum Command {
         #[command(subcommand)]
         command: AuthorityCommand,
     },
+}
+
+/// How the outcome of a validation is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ValidationFormat {
+    /// A line for each problem, and a summary on the standard error.
+    #[default]
+    Text,
+    /// An object with what is accepted, what is ignored, and the problems.
+    Json,
 }
 
 /// Settings as they are written.

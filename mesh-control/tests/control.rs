@@ -17,5 +17,6 @@ mod control {
     mod fixture;
     mod policies;
     mod serving;
+    mod validate;
     mod watching;
 }

@@ -13,6 +13,7 @@ mod document;
 #[cfg(test)]
 mod robustness;
 mod tree;
+mod validation;
 mod writers;
 
 use std::path::PathBuf;
@@ -24,8 +25,9 @@ use std::time::{Duration, Instant};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{info, warn};
 
-use super::{Batch, BatchSender, Problem};
-use directory::{Directory, ManifestFile};
+use super::{Batch, BatchSender};
+use directory::Directory;
+pub use validation::{Accepted, Place, STANDARD_INPUT, Validation, validate};
 use writers::Writers;
 
 /// Changes made together, such as the files of one `cp`, become one batch.
@@ -43,27 +45,10 @@ pub fn watch(roots: Vec<PathBuf>, batches: BatchSender) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Reads manifests and returns everything that is wrong with them, by themselves and together.
-pub fn validate(paths: &[PathBuf], root_namespace: &str) -> Vec<Problem> {
-    let (directories, paths): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(|path| path.is_dir());
-    let files: Vec<(PathBuf, ManifestFile)> =
-        paths.into_iter().map(|path| (path.clone(), ManifestFile::read(&path))).collect();
-    let mut directory = Directory::new(directories);
-    let scan = directory.scan(|_| false);
-
-    let mut problems: Vec<Problem> = files.iter().flat_map(|(_, file)| file.problems.clone()).collect();
-    problems.extend(scan.report.into_iter().flat_map(|report| report.problems));
-    let single = files
-        .iter()
-        .flat_map(|(path, file)| file.resources.values().map(move |given| (path.as_path(), given)));
-    problems.extend(cross_check::check(single.chain(directory.served()), root_namespace));
-    problems
-}
-
 /// The resources in a text, as a file that is new would give them, and everything that is wrong with it.
 #[cfg(test)]
-pub(crate) fn resources(text: &str) -> (Vec<crate::model::Resource>, Vec<Problem>) {
-    let mut file = ManifestFile::default();
+pub(crate) fn resources(text: &str) -> (Vec<crate::model::Resource>, Vec<super::Problem>) {
+    let mut file = directory::ManifestFile::default();
     file.adopt(document::Manifest::parse(std::path::Path::new("test.yaml"), text));
     (file.resources.into_values().map(|given| given.resource).collect(), file.problems)
 }

@@ -31,8 +31,9 @@ struct LabPod {
 #[test]
 fn nothing_is_wrong_with_them() {
     let folders = ["manifests", "more", "policies"].map(|folder| repository(&format!("examples/{folder}")));
-    let problems = files::validate(&folders, "istio-system");
-    assert!(problems.is_empty(), "{problems:#?}");
+    let validation = files::validate(&folders, std::io::empty(), "istio-system");
+    assert!(validation.problems.is_empty(), "{:#?}", validation.problems);
+    assert!(validation.accepted.len() > 20, "{:#?}", validation.accepted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

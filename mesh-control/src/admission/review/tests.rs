@@ -142,3 +142,88 @@ fn answers_are_bounded() {
     assert!(verdict.message.starts_with("300 mistakes:") && verdict.message.ends_with("and 275 more"));
     assert!(verdict.message.len() < MAX_TOLD * (MAX_LENGTH + 10) + 100);
 }
+
+/// Documents with mistakes of every sort, which files and the webhook have to judge alike.
+const DOCUMENTS: &str = r#"
+kind: AuthorizationPolicy
+spec: {action: AUDIT, rules: [{}]}
+---
+kind: AuthorizationPolicy
+spec: {action: CUSTOM, provider: {name: opa}}
+---
+kind: AuthorizationPolicy
+spec: {action: PERHAPS}
+---
+kind: AuthorizationPolicy
+spec: {action: DENY}
+---
+kind: AuthorizationPolicy
+spec: {targetRefs: [{kind: Gateway, name: g}]}
+---
+kind: AuthorizationPolicy
+spec: {selector: {matchLabels: {app: "*"}}, targetRef: {kind: Service, name: g}, provider: {name: x}}
+---
+kind: AuthorizationPolicy
+spec:
+  unknown: 1
+  rules:
+    - from: []
+    - from: [{source: {}}]
+    - from: [{source: {principals: [""], serviceAccounts: [a/b/c], ipBlocks: [10.0.0.0/33, "fe80::/129"], typo: [x]}}]
+      to: [{operation: {}}, {operation: {ports: ["0", "65536", http], notPorts: [-1]}}]
+      when: [{key: "", values: [a]}, {key: source.ip}, {key: destination.port, values: [x]}, {key: "request.headers[a]", values: [b]}]
+---
+kind: AuthorizationPolicy
+spec: {rules: 7}
+---
+kind: PeerAuthentication
+spec: {mtls: {mode: SOMETIMES}}
+---
+kind: PeerAuthentication
+spec: {portLevelMtls: {8080: {mode: STRICT}, http: {mode: STRICT}}}
+---
+kind: PeerAuthentication
+spec: {selector: {matchLabels: {app: web}}, portLevelMtls: {}, mlts: {mode: STRICT}}
+---
+kind: ServiceEntry
+spec: {hosts: ["*.a.example", "B"], resolution: DNS, addresses: [10.0.0.0/8, x], ports: [{number: 0, name: a}, {number: 80, name: b}, {number: 80, name: c}]}
+---
+kind: ServiceEntry
+spec: {hosts: [a.example], resolution: STATIC, endpoints: [{address: a.example}, {address: 10.0.0.1}, {address: 10.0.0.1}, {}], exportTo: ["."]}
+---
+kind: ServiceEntry
+spec: {hosts: [], workloadSelector: {labels: {a: b}}, endpoints: [{address: 10.0.0.1}]}
+---
+kind: ServiceEntry
+---
+kind: WorkloadEntry
+spec: {address: "unix:///x", ports: {http: 70000}, weight: -1}
+---
+kind: WorkloadEntry
+spec: {address: not a name, ports: {http: 70000}, color: red}
+"#;
+
+#[test]
+fn files_and_the_webhook_give_the_same_reasons() {
+    for (number, document) in DOCUMENTS.split("---\n").enumerate() {
+        let group = if document.contains("Entry") { "networking" } else { "security" };
+        let text = format!(
+            "apiVersion: {group}.istio.io/v1\nmetadata: {{name: x, namespace: shop}}\n{}",
+            document.trim_start()
+        );
+        let (_, problems) = crate::source::files::resources(&text);
+        let object: Value = serde_saphyr::from_str(&text).unwrap();
+        let verdict = created(&object);
+        assert_eq!(verdict.outcome, Outcome::Denied, "{text}");
+        let lines = verdict.message.lines().filter(|line| !line.ends_with("mistakes:"));
+        let lines = lines.map(|line| line.trim_start_matches("- ").to_owned());
+        let mut of_webhook: Vec<_> = lines.chain(verdict.warnings).collect();
+        let mut of_file: Vec<_> = problems
+            .into_iter()
+            .map(|problem| problem.field.into_iter().chain([problem.reason]).collect::<Vec<_>>().join(": "))
+            .collect();
+        of_webhook.sort();
+        of_file.sort();
+        assert_eq!(of_webhook, of_file, "document {number}");
+    }
+}

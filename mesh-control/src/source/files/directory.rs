@@ -53,6 +53,8 @@ pub(super) struct ManifestFile {
     stamp: Option<Stamp>,
     pub(super) resources: BTreeMap<ResourceKey, Given>,
     pub(super) problems: Vec<Problem>,
+    /// Kinds that the mesh is not made of, and where they were seen first.
+    pub(super) ignored: BTreeMap<String, u64>,
 }
 
 /// What changes when the content of a file does. The inode tells a file from the one it was renamed over.
@@ -157,11 +159,16 @@ impl Directory {
     }
 
     /// What counts, and where it is from.
-    pub(super) fn served(&self) -> impl Iterator<Item = (&Path, &Given)> + Clone {
+    pub(super) fn served(&self) -> impl Iterator<Item = (&Path, &ResourceKey, &Given)> + Clone {
         self.served.iter().filter_map(|(key, served)| {
             let (path, file) = self.files.get_key_value(&served.owner)?;
-            Some((path.as_path(), file.resources.get(key)?))
+            Some((path.as_path(), key, file.resources.get(key)?))
         })
+    }
+
+    /// The files, by their paths.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&PathBuf, &ManifestFile)> {
+        self.files.iter()
     }
 
     fn owner(&self, key: &ResourceKey) -> Option<&Path> {
@@ -220,12 +227,22 @@ impl ManifestFile {
         file
     }
 
+    /// Reads a file that is open already.
+    pub(super) fn read_from(path: &Path, content: impl Read) -> Self {
+        let mut file = Self::default();
+        file.adopt(match text_of(content) {
+            Ok(text) => Manifest::parse(path, &text),
+            Err(reason) => Manifest::unreadable(file_problem(path, reason)),
+        });
+        file
+    }
+
     /// Takes over what a file says now. In the place of what is refused counts its last good version, or else what
     /// stands in for it.
     pub(super) fn adopt(&mut self, manifest: Manifest) {
         let before = std::mem::take(&mut self.resources);
-        let Manifest { resources, stand_ins, refused, unidentified, mut problems, .. } = manifest;
-        self.resources = resources;
+        let Manifest { resources, stand_ins, refused, unidentified, mut problems, ignored, .. } = manifest;
+        (self.resources, self.ignored) = (resources, ignored);
         let good: BTreeSet<ResourceKey> =
             refused.iter().filter(|key| self.resources.contains_key(*key)).cloned().collect();
         for (key, given) in &before {
@@ -329,9 +346,14 @@ fn read_manifest(path: &Path) -> Manifest {
 
 /// A file's text, or why it cannot be had.
 fn read_bounded(path: &Path) -> Result<String, String> {
+    text_of(fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?)
+}
+
+fn text_of(content: impl Read) -> Result<String, String> {
     let mut bytes = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+    content
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
         .map_err(|error| format!("cannot be read: {error}"))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB: split it", MAX_FILE_BYTES >> 20));
