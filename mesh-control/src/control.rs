@@ -8,7 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use kube::Client;
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
 use mesh_xds::proto::{Any, Name};
@@ -19,10 +18,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::admission::{Admission, LeaderSettings, Registrar};
+use crate::admission::Admission;
 use crate::authority::{Authority, CertificateService, Environment, ServingCertificate, WorkloadsWriter};
-use crate::conditions::StatusWriter;
-use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::serve::grpc::Endpoint;
 use crate::serve::http;
@@ -30,6 +27,7 @@ use crate::settings::{ServerCertificate, Settings, SourceSettings};
 use crate::source::{self, Batch};
 use crate::status::{Content, InKubernetes, Status};
 use crate::translate::{Message, Output, OutputType, Translator};
+use crate::writers::Writers;
 
 /// Batches a source may be ahead of translation.
 const BATCH_QUEUE: usize = 16;
@@ -163,8 +161,8 @@ impl Control {
         });
         let in_kubernetes = InKubernetes {
             admission: admission.clone(),
-            leader: writers.as_ref().map(|writers| writers.election.status()),
-            conditions: writers.as_ref().and_then(|writers| writers.conditions.clone()),
+            leader: writers.as_ref().map(Writers::leader),
+            conditions: writers.as_ref().and_then(Writers::conditions),
         };
         let (metrics_of_status, discovery_of_status) = (Arc::clone(&metrics), discovery.clone());
         let status = Status::new(metrics_of_status, discovery_of_status, authority.clone(), in_kubernetes);
@@ -256,54 +254,6 @@ impl Control {
         if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
             info!("some connections did not end in {STOP_TIMEOUT:?} and are cut");
         }
-    }
-}
-
-/// Writes to the Kubernetes API, on one of several servers.
-struct Writers {
-    election: Election,
-    registrar: Option<Registrar>,
-    conditions: Option<StatusWriter>,
-}
-
-impl Writers {
-    fn new(
-        settings: LeaderSettings,
-        client: Client,
-        root_namespace: &str,
-        admission: Option<&Arc<Admission>>,
-        authority: Option<&Arc<Authority>>,
-        metrics: &Arc<Metrics>,
-    ) -> Self {
-        let registrar = admission.zip(authority).map(|(admission, authority)| {
-            Registrar::new(Arc::clone(admission), client.clone(), authority.roots())
-        });
-        let conditions = settings
-            .write_status
-            .then(|| StatusWriter::new(client.clone(), root_namespace, Arc::clone(metrics)));
-        let election = Election::new(client, settings.lease, settings.identity, Arc::clone(metrics));
-        Self { election, registrar, conditions }
-    }
-
-    async fn run(self, stop: CancellationToken) {
-        let Self { election, registrar, conditions } = self;
-        let write = || {
-            let (registrar, conditions) = (registrar.clone(), conditions.clone());
-            async move {
-                let register = async {
-                    if let Some(registrar) = registrar {
-                        registrar.keep().await
-                    }
-                };
-                let report = async {
-                    if let Some(conditions) = conditions {
-                        conditions.keep().await
-                    }
-                };
-                futures::join!(register, report);
-            }
-        };
-        election.run(stop, write).await;
     }
 }
 

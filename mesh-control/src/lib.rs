@@ -25,3 +25,4 @@ pub mod settings;
 pub mod source;
 pub mod status;
 pub mod translate;
+mod writers;

@@ -15,4 +15,5 @@
 mod kubernetes {
     mod admission;
     mod api_server;
+    mod chart;
 }

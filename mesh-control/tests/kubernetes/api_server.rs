@@ -84,6 +84,7 @@ impl ApiServer {
             .unwrap();
         let address = format!("https://127.0.0.1:{secure}");
         let server = Self { kubectl, address, root, _programs: [etcd, server] };
+        std::fs::write(server.path("kubeconfig"), server.kubeconfig()).unwrap();
         server.eventually("ready", &["get", "--raw", "/readyz"], "", |said| said.succeeded).await;
         Some(server)
     }
@@ -98,25 +99,43 @@ impl ApiServer {
 
     /// Runs kubectl as the administrator.
     pub(super) async fn kubectl(&self, arguments: &[&str], input: &str) -> Said {
-        let mut kubectl = Command::new(&self.kubectl)
-            .args(["--server", &self.address, "--token", ADMINISTRATOR, "--insecure-skip-tls-verify"])
+        self.program(&self.kubectl, arguments, input).await
+    }
+
+    /// Runs a program that talks to the server as the administrator.
+    pub(super) async fn program(&self, program: &Path, arguments: &[&str], input: &str) -> Said {
+        let mut program = Command::new(program)
             .args(arguments)
-            // Its cache of what there is, and no configuration of the user's.
+            // For what it caches, too.
             .env("HOME", self.root.path())
-            .env("KUBECONFIG", "/dev/null")
+            .env("KUBECONFIG", self.path("kubeconfig"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut stdin = kubectl.stdin.take().unwrap();
+        let mut stdin = program.stdin.take().unwrap();
         // It may end without having read everything.
         let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
-        let output = kubectl.wait_with_output().await.unwrap();
+        let output = program.wait_with_output().await.unwrap();
         let text = [output.stdout, output.stderr].map(|part| String::from_utf8(part).unwrap()).concat();
         Said { succeeded: output.status.success(), text }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters: [{{name: test, cluster: {{server: \"{}\", insecure-skip-tls-verify: true}}}}]\n\
+             users: [{{name: test, user: {{token: {ADMINISTRATOR}}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            self.address
+        )
     }
 
     /// The same, which has to succeed.
@@ -141,7 +160,7 @@ impl ApiServer {
                 return said;
             }
             if Instant::now() > until {
-                let log = std::fs::read_to_string(self.root.path().join("kube-apiserver.log")).unwrap();
+                let log = std::fs::read_to_string(self.path("kube-apiserver.log")).unwrap();
                 let end: Vec<_> = log.lines().rev().take(20).collect();
                 panic!("never {what}: {said:?}\n{end:#?}");
             }
