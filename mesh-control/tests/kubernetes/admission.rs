@@ -1,12 +1,12 @@
 //! What users see of the webhook and of statuses: with kubectl, at a real API server.
 
 use clap::Parser;
+use kube::{Client, Config};
 use mesh_control::authority::Environment;
 use mesh_control::control::Control;
 use mesh_control::settings::Cli;
 use rcgen::SanType;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::api_server::ApiServer;
 
@@ -46,14 +46,13 @@ fn chart() -> Vec<Value> {
 }
 
 /// mesh-control as the chart runs it, but for where it listens and what it is called.
-async fn control(server: &ApiServer, manifests: &TempDir) -> Control {
+async fn control(server: &ApiServer) -> Control {
     let deployment = chart().into_iter().find(|object| object["kind"] == "Deployment").unwrap();
     let arguments =
         deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
     let arguments = arguments.iter().map(|argument| argument.as_str().unwrap());
     let mut arguments = Cli::parse_from(std::iter::once("mesh-control").chain(arguments)).serve;
     let any = "127.0.0.1:0".parse().unwrap();
-    arguments.manifests = vec![manifests.path().to_owned()];
     arguments.admission.webhook_names = vec![SanType::IpAddress("127.0.0.1".parse().unwrap())];
     let mut settings = arguments.check().unwrap();
     settings.grpc_address = any;
@@ -89,6 +88,12 @@ async fn register(server: &ApiServer, control: &Control) {
     server.run(&["apply", "-f", "-"], &configuration.to_string()).await;
 }
 
+async fn get(control: &Control, path: &str) -> String {
+    let config = Config::new(format!("http://{}", control.http_address).parse().unwrap());
+    let request = http::Request::get(path).body(Vec::new()).unwrap();
+    Client::try_from(config).unwrap().request_text(request).await.unwrap()
+}
+
 /// What kubectl says of a policy, once the API server can ask the webhook: it learns of a configuration a little later.
 async fn judged(server: &ApiServer, policy: &str) -> String {
     let failing = "failed calling webhook";
@@ -103,9 +108,8 @@ async fn judged(server: &ApiServer, policy: &str) -> String {
 #[tokio::test]
 async fn policies_are_refused_taken_and_reported_on() {
     let Some(server) = ApiServer::start().await else { return };
-    let manifests = tempfile::tempdir().unwrap();
     install(&server).await;
-    let first = control(&server, &manifests).await;
+    let first = control(&server).await;
     register(&server, &first).await;
 
     let refused = judged(&server, BAD).await;
@@ -150,7 +154,7 @@ async fn policies_are_refused_taken_and_reported_on() {
     server.eventually("open", &["apply", "-f", "-"], BAD, |said| said.succeeded).await;
 
     // What got past is told in its status, and can be labelled and removed, but not changed while it stays bad.
-    let second = control(&server, &manifests).await;
+    let second = control(&server).await;
     register(&server, &second).await;
     let message = "jsonpath={.status.conditions[?(@.type=='ZtunnelAccepted')].message}";
     let told = server
@@ -159,6 +163,12 @@ async fn policies_are_refused_taken_and_reported_on() {
         })
         .await;
     assert!(told.text.starts_with("until it is mended, everything it is for is denied: "), "{told:?}");
+    // It is served as one that denies.
+    let status: Value = serde_json::from_str(&get(&second, "/status").await).unwrap();
+    let served = |problem: &&Value| problem["resource"] == "AuthorizationPolicy shop/bad";
+    let problem = status["problems"].as_array().unwrap().iter().find(served).unwrap();
+    assert_eq!(problem["served_instead"], "until it is mended, everything it is for is denied", "{status:#}");
+    assert_eq!(status["leader"]["leading"], true, "{status:#}");
     let table = server.run(&["-n", "shop", "get", "authorizationpolicies"], "").await;
     let line = table.lines().find(|line| line.starts_with("bad")).unwrap();
     assert!(line.contains("DENY") && line.ends_with("False"), "{table}");
