@@ -108,7 +108,7 @@ fn what_it_refers_to_is_there() {
             }
             let spec = pod.spec.unwrap();
             assert!(exists("ServiceAccount", spec.service_account_name.as_ref().unwrap()));
-            let volumes = spec.volumes.unwrap();
+            let volumes = spec.volumes.unwrap_or_default();
             for container in &spec.containers {
                 for mount in container.volume_mounts.iter().flatten() {
                     assert!(
