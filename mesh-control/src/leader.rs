@@ -265,8 +265,8 @@ impl Election {
     fn explain(&self, error: &kube::Error) -> String {
         match error {
             kube::Error::Api(status) if status.code == FORBIDDEN => format!(
-                "{}: allow the service account of mesh-control to get, create and update leases in {}",
-                status.message, self.name.namespace
+                "{}: allow the service account of mesh-control to get and update the lease {}, and to create it if it is not there",
+                status.message, self.name
             ),
             error => error.to_string(),
         }

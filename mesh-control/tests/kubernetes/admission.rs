@@ -73,7 +73,7 @@ async fn install(server: &ApiServer) {
     for namespace in ["mesh-system", "shop"] {
         server.run(&["create", "namespace", namespace], "").await;
     }
-    let rights = ["ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
+    let rights = ["ServiceAccount", "Lease", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
     for object in chart().iter().filter(|object| rights.contains(&object["kind"].as_str().unwrap())) {
         server.run(&["apply", "-f", "-"], &object.to_string()).await;
     }

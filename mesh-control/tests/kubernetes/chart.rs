@@ -92,8 +92,9 @@ async fn definitions_of_others_are_left_alone_and_its_own_go_with_it() {
     }
     helm.run(&["uninstall", "mesh", "--wait"]).await;
     assert_eq!(definitions(&server).await, [istios]);
-    let kinds = "validatingwebhookconfigurations,clusterroles,clusterrolebindings";
-    let left = server.run(&["get", kinds, "-l", "app.kubernetes.io/part-of=mesh", "-o", "name"], "").await;
+    let kinds = "validatingwebhookconfigurations,clusterroles,clusterrolebindings,roles,rolebindings,leases";
+    let of_mesh = ["-l", "app.kubernetes.io/part-of=mesh", "--all-namespaces", "-o", "name"];
+    let left = server.run(&[&["get", kinds], &of_mesh[..]].concat(), "").await;
     assert_eq!(left, "");
 
     // Kept by value, and found again.

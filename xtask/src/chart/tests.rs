@@ -7,6 +7,7 @@ use clap::{Args, Command, CommandFactory, Parser};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     apps::v1::{DaemonSet, Deployment},
+    coordination::v1::Lease,
     core::v1::{ConfigMap, Container, PodTemplateSpec, Service, ServiceAccount, Toleration},
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
@@ -76,6 +77,7 @@ fn kubernetes_knows_everything_in_it() {
                 "Deployment" => same::<Deployment>,
                 "Role" => same::<Role>,
                 "RoleBinding" => same::<RoleBinding>,
+                "Lease" => same::<Lease>,
                 "PodDisruptionBudget" => same::<PodDisruptionBudget>,
                 "Service" => same::<Service>,
                 "ServiceAccount" => same::<ServiceAccount>,
