@@ -204,7 +204,7 @@ impl Resource {
         ResourceKey { kind, name: name.clone() }
     }
 
-    /// What is wrong with it where it is, if anything is: what [`read`] cannot tell from the object alone.
+    /// What is wrong with it where it is, if anything is: what [`read()`] cannot tell from the object alone.
     pub fn misplaced(&self, root_namespace: &str) -> Option<Finding> {
         match self {
             Self::PeerAuthentication(policy) => policy.misplaced(root_namespace),
