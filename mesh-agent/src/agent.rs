@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminSocket, AdminState, AgentFacts};
+use crate::config::cache::Cache;
 use crate::config::client::{ConfigClient, ConfigState};
 use crate::connect_time::{self, Balancer, ConnectTime};
 use crate::enrolment::control::{self, ControlSource};
@@ -107,12 +108,13 @@ fn raise_descriptor_limit() {
 async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Result<()> {
     // What the node must offer; nothing is changed before.
     let host = HostSettings::from_args(&settings.node);
-    let _instance = InstanceLock::acquire(&settings.node.run_dir)?;
+    let instance = InstanceLock::acquire(&settings.node.run_dir)?;
     kernel::require(&kernel::check(&host, &settings.node.bpffs).await)?;
     create_directory(&settings.node.state_dir)?;
 
     let pins = SteeringSettings::from(&settings.node).directory;
     let first_here = !pins.exists();
+    let state_dir = settings.node.state_dir.clone();
     let outcome = serve_pods(settings, log, loader, host.clone()).await;
     if outcome.is_err() && first_here {
         // An agent that was here before has left the node as it wants it; a failed first one leaves nothing.
@@ -121,7 +123,22 @@ async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Resul
             warn!(%error, "`mesh-agent detach` removes what is left");
         }
     }
-    outcome
+    if outcome? == Leaves::Nothing {
+        Cache::new(&state_dir).clear()?;
+        instance.discard()?;
+    }
+    Ok(())
+}
+
+/// What an agent leaves on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// All there is, for the agent that follows.
+    All,
+    /// Nothing that has an effect; the last good configuration, to start with the next time.
+    Configuration,
+    /// Nothing: no agent will follow.
+    Nothing,
 }
 
 async fn serve_pods(
@@ -129,7 +146,7 @@ async fn serve_pods(
     log: Arc<LogControl>,
     loader: Loader,
     host_settings: HostSettings,
-) -> Result<()> {
+) -> Result<Leaves> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
@@ -268,7 +285,8 @@ async fn serve_pods(
         drained = proxy.drain(settings.drain_time) => info!(cut = drained.cut, "drained"),
         () = signals.stop() => warn!("told to stop again: connections are cut"),
     }
-    if !keeps_state(&settings, cluster.as_ref()).await {
+    let leaves = leaves(&settings, cluster.as_ref()).await;
+    if leaves != Leaves::All {
         // The programs first: a packet that is marked must find the routes.
         crate::steering::detach(&steering_settings.directory)?;
         host.remove().await?;
@@ -276,7 +294,7 @@ async fn serve_pods(
     stop.cancel();
     tasks.wait().await;
     telemetry.flush(std::time::Duration::from_secs(1));
-    Ok(())
+    Ok(leaves)
 }
 
 /// Resolves once there is a configuration to serve from, and every pod that the source names is published.
@@ -354,21 +372,21 @@ async fn cluster(settings: &RunArgs) -> Result<Option<Cluster>> {
     }))
 }
 
-/// Whether what is on the node stays when the agent ends.
-async fn keeps_state(settings: &RunArgs, cluster: Option<&Cluster>) -> bool {
+/// What stays on the node when the agent ends.
+async fn leaves(settings: &RunArgs, cluster: Option<&Cluster>) -> Leaves {
     let succession = match (settings.state_on_exit, cluster) {
-        (StateOnExit::Keep, _) => return true,
+        (StateOnExit::Keep, _) => return Leaves::All,
         (StateOnExit::DaemonSet, Some(cluster)) => kubernetes::succession::ask(cluster).await,
-        (StateOnExit::Remove, _) | (StateOnExit::DaemonSet, None) => return false,
+        (StateOnExit::Remove, _) | (StateOnExit::DaemonSet, None) => return Leaves::Configuration,
     };
     match succession {
         Succession::Follows(reason) => {
             info!(reason, "this node stays steered, for the agent that follows");
-            true
+            Leaves::All
         }
         Succession::Ends(reason) => {
             info!(reason, "removing every trace of the agent");
-            false
+            Leaves::Nothing
         }
     }
 }

@@ -35,6 +35,7 @@ mod worker;
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -53,12 +54,15 @@ use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
 pub use listener::Listener;
-pub use relay::{BufferPool, RelayEnd};
+pub use relay::{BufferPool, Lifetime, RelayEnd};
 pub use settings::{InvalidSettings, Keepalive, Marks, ProxySettings};
 pub use socket::Stream;
 
 use limits::Limits;
 use worker::{Phase, Shared};
+
+/// Of the time that open connections have to end, what those have that only wait for their next request.
+const AT_REST: Duration = Duration::from_secs(5);
 
 /// What the proxy needs from the rest of the agent.
 #[derive(Clone)]
@@ -155,7 +159,8 @@ impl Proxy {
         self.workers.iter().map(|worker| worker.connections.len())
     }
 
-    /// Stops accepting, lets open connections go on until they end or `deadline` is over, and resets the rest.
+    /// Stops accepting and lets open connections go on until they end or `deadline` is over. Towards that, those that are at
+    /// rest are ended in order; what is still open then is reset.
     /// Steering must have been told to send no more connections: from here on they are refused.
     pub async fn drain(self, deadline: Duration) -> Drained {
         let Self { listeners, workers, phase } = self;
@@ -168,7 +173,12 @@ impl Proxy {
                 connections.wait().await;
             }
         };
-        let _ = timeout(deadline, all_ended).await;
+        let mut all_ended = pin!(all_ended);
+        let at_rest = AT_REST.min(deadline / 2);
+        if timeout(deadline - at_rest, all_ended.as_mut()).await.is_err() {
+            phase.send_replace(Phase::Ending);
+            let _ = timeout(at_rest, all_ended).await;
+        }
         phase.send_replace(Phase::Cut);
         let mut cut = 0;
         for worker in workers {

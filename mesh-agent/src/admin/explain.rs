@@ -15,6 +15,8 @@ use crate::pods::{LocalPod, LocalPods, Reason};
 use crate::telemetry::Direction;
 use question::Question;
 
+pub(super) use question::elsewhere;
+
 impl AdminState {
     /// Explains a connection from `client` (a pod's name or an address) to `destination` (`address:port` or
     /// `host:port`).

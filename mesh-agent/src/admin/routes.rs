@@ -14,6 +14,7 @@ use super::api::{
     Check, ConnectionInfo, ErrorBody, Explanation, IdentityReport, LogFilter, PodInfo, PodPolicies,
     ServiceInfo, Status, SteeringReport, Toggle, WorkloadInfo, path,
 };
+use super::explain;
 use super::state::AdminState;
 
 type Shared = State<Arc<AdminState>>;
@@ -127,9 +128,12 @@ async fn policies(State(state): Shared, Query(selection): Query<PodSelection>) -
     answer(state, move |state| {
         let found = state.pod_policies(selection.pod.as_deref());
         match selection.pod {
-            Some(pod) if found.is_empty() => Err(ApiError::NotFound(format!(
-                "no enrolled pod of this node is called {pod:?}; see `meshctl pods`"
-            ))),
+            Some(pod) if found.is_empty() => {
+                let unknown =
+                    || format!("no enrolled pod of this node is called {pod:?}; see `meshctl pods`");
+                let elsewhere = explain::elsewhere(&pod, &state.mesh.load());
+                Err(ApiError::NotFound(elsewhere.unwrap_or_else(unknown)))
+            }
             _ => Ok(found),
         }
     })

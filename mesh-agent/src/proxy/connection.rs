@@ -203,14 +203,14 @@ fn decide(
 /// Relays between a client's socket and its server, until the end or until policy no longer allows it.
 pub(super) async fn relay_to(worker: &Worker, client: &mut Stream, server: &mut Server) -> ConnectionEnd {
     let Server { stream, traffic, guard, .. } = server;
-    let (buffers, idle) = (&worker.buffers, worker.settings.idle_timeout);
+    let (buffers, lifetime) = (&worker.buffers, &worker.lifetime);
     match stream {
         ServerStream::Tcp(server) => {
-            let relaying = pin!(relay(client, server, traffic, buffers, idle));
+            let relaying = pin!(relay(client, server, traffic, buffers, lifetime));
             watched(guard.as_ref(), relaying).await
         }
         ServerStream::Tunnel(server) => {
-            let relaying = pin!(tunnel::relay(client, server, traffic, buffers, idle));
+            let relaying = pin!(tunnel::relay(client, server, traffic, buffers, lifetime));
             watched(guard.as_ref(), relaying).await
         }
     }

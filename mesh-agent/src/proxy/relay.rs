@@ -9,7 +9,11 @@
 //! - a FIN from one side becomes a FIN to the other, after all bytes, and the opposite direction goes on;
 //! - a reset from one side becomes a reset to the other. A server that answers and resets without reading the rest
 //!   of the request has its answer delivered first, as without a proxy between.
+//!
+//! When the agent is about to end ([`Lifetime`]), a client is told that its server has ended as soon as the connection is at rest, between an
+//! answer and the next request: clients that keep connections open open another then, and lose no request.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -19,6 +23,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::socket::{Stream, close_write, try_read};
@@ -36,6 +41,9 @@ pub(super) const QUOTA: usize = 512 << 10;
 
 /// The idle time is looked at this many times before it is over: cheap, and late by a quarter at most.
 const IDLE_CHECKS: u32 = 4;
+
+/// How long nothing may have moved on a connection that is at rest.
+const REST_CHECK: Duration = Duration::from_millis(20);
 
 /// How a relay ended.
 #[derive(Debug)]
@@ -56,14 +64,14 @@ pub(super) async fn relay(
     server: &mut Stream,
     traffic: &Traffic,
     buffers: &Rc<BufferPool>,
-    idle_timeout: Duration,
+    lifetime: &Lifetime,
 ) -> RelayEnd {
     let end = {
         let (client, server) = (client.tcp(), server.tcp());
         let mut upload = TcpFlow::new(client, server, buffers);
         let mut download = TcpFlow::new(server, client, buffers);
         let client_gone = pin!(client.ready(Interest::ERROR));
-        run(&mut upload, &mut download, client_gone, traffic, idle_timeout).await
+        run(&mut upload, &mut download, client_gone, traffic, lifetime).await
     };
     if matches!(end, RelayEnd::Complete) {
         client.end_in_order();
@@ -80,18 +88,29 @@ pub(super) async fn run<T>(
     download: &mut impl Flow,
     mut client_gone: Pin<&mut impl Future<Output = T>>,
     traffic: &Traffic,
-    idle_timeout: Duration,
+    lifetime: &Lifetime,
 ) -> RelayEnd {
-    let period = idle_timeout / IDLE_CHECKS;
+    let period = lifetime.idle_timeout / IDLE_CHECKS;
     let mut check = pin!(sleep(period));
     let mut idle = IdleCheck::default();
+    let mut last_call = pin!(lifetime.last_call.told.notified());
+    // Polled once, which asks to be woken: a connection that moves bytes has other things to do.
+    let mut listens = false;
+    let mut rest: Option<u64> = None;
+    let turns = Turns::default();
+    // Set when the client was told that the server has ended.
+    let mut dismissed = false;
     // Set when the server takes no more bytes; what it had sent before is still delivered.
     let mut server_broke = None;
 
     poll_fn(|cx| {
         if upload.is_open() && server_broke.is_none() {
-            match upload.poll(cx, |bytes| traffic.add_sent(bytes)) {
-                Poll::Ready(Ok(())) if download.is_open() => upload.end_writer(),
+            let asked = |bytes| {
+                traffic.add_sent(bytes);
+                turns.asked(traffic);
+            };
+            match upload.poll(cx, asked) {
+                Poll::Ready(Ok(())) if download.is_open() && !dismissed => upload.end_writer(),
                 Poll::Ready(Ok(())) => return Poll::Ready(RelayEnd::Complete),
                 Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
                 Poll::Ready(Err(Broken::Writer(error))) => server_broke = Some(error),
@@ -101,8 +120,12 @@ pub(super) async fn run<T>(
                 Poll::Pending => {}
             }
         }
-        if download.is_open() {
-            match download.poll(cx, |bytes| traffic.add_received(bytes)) {
+        if download.is_open() && !dismissed {
+            let answered = |bytes| {
+                traffic.add_received(bytes);
+                turns.answered(traffic);
+            };
+            match download.poll(cx, answered) {
                 Poll::Ready(Ok(())) if upload.is_open() && server_broke.is_none() => download.end_writer(),
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ServerBroke(error)),
@@ -115,11 +138,35 @@ pub(super) async fn run<T>(
             None if !upload.is_open() && !download.is_open() => return Poll::Ready(RelayEnd::Complete),
             None => {}
         }
+        if !listens {
+            listens = true;
+            let _ = last_call.as_mut().poll(cx);
+        }
+        if rest.is_none() && lifetime.last_call.is_over.get() {
+            rest = Some(moved(traffic));
+            check.as_mut().reset(Instant::now() + REST_CHECK);
+        }
         while check.as_mut().poll(cx).is_ready() {
-            if idle.is_over(traffic) {
-                return Poll::Ready(RelayEnd::Idle);
-            }
-            check.as_mut().reset(Instant::now() + period);
+            let next = match &mut rest {
+                Some(before) if !dismissed => {
+                    let now = moved(traffic);
+                    let is_quiet = std::mem::replace(before, now) == now
+                        && !upload.is_blocked()
+                        && !download.is_blocked();
+                    if is_quiet && !turns.is_answer_due(traffic) && upload.is_open() && download.is_open() {
+                        download.end_writer();
+                        dismissed = true;
+                    }
+                    REST_CHECK
+                }
+                _ => {
+                    if idle.is_over(traffic) {
+                        return Poll::Ready(RelayEnd::Idle);
+                    }
+                    period
+                }
+            };
+            check.as_mut().reset(Instant::now() + next);
         }
         Poll::Pending
     })
@@ -145,6 +192,64 @@ impl IdleCheck {
         }
         self.quiet_periods >= IDLE_CHECKS
     }
+}
+
+/// How long relays may go on.
+#[derive(Debug, Clone)]
+pub struct Lifetime {
+    /// A connection on which nothing moves for this long is ended.
+    idle_timeout: Duration,
+    last_call: Rc<LastCall>,
+}
+
+#[derive(Debug, Default)]
+struct LastCall {
+    is_over: Cell<bool>,
+    told: Notify,
+}
+
+impl Lifetime {
+    /// Relays of one worker, which share it.
+    pub fn new(idle_timeout: Duration) -> Self {
+        Self { idle_timeout, last_call: Rc::default() }
+    }
+
+    /// Has all relays end as soon as they are at rest.
+    pub fn end_at_rest(&self) {
+        self.last_call.is_over.set(true);
+        self.last_call.told.notify_waiters();
+    }
+}
+
+/// Whose turn it is, without knowing what is spoken: a request that waits for its answer is not at rest. Not every flow counts by
+/// itself what it moves; one of the two does.
+#[derive(Default)]
+struct Turns {
+    /// What had come from the server when the client last sent something.
+    received_when_asked: Cell<Option<u64>>,
+    /// What had come from the client when the server last did.
+    sent_when_answered: Cell<u64>,
+}
+
+impl Turns {
+    fn asked(&self, traffic: &Traffic) {
+        self.received_when_asked.set(Some(traffic.received()));
+    }
+
+    fn answered(&self, traffic: &Traffic) {
+        self.sent_when_answered.set(traffic.sent());
+    }
+
+    fn is_answer_due(&self, traffic: &Traffic) -> bool {
+        match self.received_when_asked.get() {
+            Some(received) => traffic.received() == received,
+            None => traffic.sent() > self.sent_when_answered.get(),
+        }
+    }
+}
+
+fn moved(traffic: &Traffic) -> u64 {
+    traffic.sent().wrapping_add(traffic.received())
 }
 
 /// Which side of a flow broke.

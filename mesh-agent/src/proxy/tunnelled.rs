@@ -109,8 +109,8 @@ async fn serve_connection(worker: Rc<Worker>, pod: Arc<LocalPod>, tunnel: Origin
     };
 
     // Relay
-    let (buffers, idle) = (&worker.buffers, worker.settings.idle_timeout);
-    let relaying = pin!(tunnel::relay(stream, &mut client, &server.traffic, buffers, idle));
+    let (buffers, lifetime) = (&worker.buffers, &worker.lifetime);
+    let relaying = pin!(tunnel::relay(stream, &mut client, &server.traffic, buffers, lifetime));
     let end = watched(server.guard.as_ref(), relaying).await;
 
     // Report

@@ -21,7 +21,7 @@ use super::affinity::Affinity;
 use super::connection::{Accepted, Origin, serve};
 use super::guards::{self, Guards};
 use super::limits::Limits;
-use super::relay::BufferPool;
+use super::relay::{BufferPool, Lifetime};
 use super::settings::ProxySettings;
 use super::socket::Stream;
 use super::tunnel::{TunnelServer, Tunnels};
@@ -45,6 +45,8 @@ pub(super) enum Phase {
     Serving,
     /// Accept no more, serve those that are open.
     Draining,
+    /// End those at a moment at which nothing is on the way.
+    Ending,
     /// End those as well.
     Cut,
 }
@@ -68,6 +70,7 @@ pub(super) struct Worker {
     pub(super) index: usize,
     shared: Shared,
     pub(super) buffers: Rc<BufferPool>,
+    pub(super) lifetime: Lifetime,
     pub(super) guards: Rc<Guards>,
     pub(super) tunnels: Tunnels,
     pub(super) tunnel_server: TunnelServer,
@@ -144,6 +147,7 @@ pub(super) fn run(
     let tunnel_server = TunnelServer::new(&shared.settings.tunnel, Rc::clone(&buffers));
     let worker = Rc::new(Worker {
         index,
+        lifetime: Lifetime::new(shared.settings.idle_timeout),
         shared,
         buffers,
         guards: Rc::default(),
@@ -155,6 +159,11 @@ pub(super) fn run(
     });
     let served = runtime.block_on(async {
         tokio::task::spawn_local(guards::enforce(Rc::clone(&worker)));
+        let (mut ending, lifetime) = (phase.clone(), worker.lifetime.clone());
+        tokio::task::spawn_local(async move {
+            reached(&mut ending, Phase::Ending).await;
+            lifetime.end_at_rest();
+        });
         let mut accepting = Vec::new();
         for listener in listeners {
             let listener = TcpListener::from_std(listener)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_agent::proxy::tunnel::{TunnelStream, relay};
-use mesh_agent::proxy::{RelayEnd, Stream};
+use mesh_agent::proxy::{Lifetime, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,7 +40,8 @@ fn an_open_connection_is_small() {
         let mut tunnel = client.open(&client.route(agent.address, "web", source().await)).await.unwrap();
         let mut tcp = Stream::new(crate::world::pair().await.1);
         let traffic: Arc<Traffic> = Arc::default();
-        let relay = relay(&mut tcp, &mut tunnel, &traffic, &client.buffers, Duration::from_secs(1));
+        let lifetime = Lifetime::new(Duration::from_secs(1));
+        let relay = relay(&mut tcp, &mut tunnel, &traffic, &client.buffers, &lifetime);
         let (relay, stream) = (size_of_val(&relay), size_of::<TunnelStream>());
         assert!(relay <= 768, "a relay takes {relay} bytes");
         assert!(stream <= 256, "a stream takes {stream} bytes");

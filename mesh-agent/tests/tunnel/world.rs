@@ -12,7 +12,7 @@ use mesh_agent::proxy::tunnel::{
     Authority as Target, ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream,
     Tunnels, relay,
 };
-use mesh_agent::proxy::{BufferPool, Marks, ProxySettings, RelayEnd, Stream};
+use mesh_agent::proxy::{BufferPool, Lifetime, Marks, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use mesh_lab::certificates::{Authority, Leaf};
 use rustls_pki_types::pem::PemObject;
@@ -214,7 +214,8 @@ async fn connect(request: ConnectRequest, seen: Rc<Seen>, settings: ProxySetting
     };
     let (mut server, mut tunnel) = (Stream::new(tcp), request.accept().unwrap());
     seen.open.set(seen.open.get() + 1);
-    let end = relay(&mut server, &mut tunnel, &Arc::default(), &buffers, settings.idle_timeout).await;
+    let lifetime = Lifetime::new(settings.idle_timeout);
+    let end = relay(&mut server, &mut tunnel, &Arc::default(), &buffers, &lifetime).await;
     seen.open.set(seen.open.get() - 1);
     seen.ends.borrow_mut().push(end);
 }
@@ -277,7 +278,7 @@ impl Client {
         let traffic: Arc<Traffic> = Arc::default();
         let counted = Arc::clone(&traffic);
         let relay = spawn_local(async move {
-            relay(&mut Stream::new(ours), &mut tunnel, &counted, &buffers, idle_timeout).await
+            relay(&mut Stream::new(ours), &mut tunnel, &counted, &buffers, &Lifetime::new(idle_timeout)).await
         });
         Connection { tcp, relay, traffic }
     }

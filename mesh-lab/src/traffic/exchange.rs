@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -11,6 +12,7 @@ use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use hyper::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -110,6 +112,20 @@ enum Connection {
     Tcp(BufReader<TcpStream>),
 }
 
+impl Connection {
+    /// Whether the server has not ended it.
+    async fn is_usable(&mut self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http2(sender) => sender.ready().await.is_ok(),
+            Self::Tcp(stream) => {
+                let looked = SockRef::from(stream.get_ref()).peek(&mut [MaybeUninit::uninit()]);
+                !looked.is_ok_and(|bytes| bytes == 0)
+            }
+        }
+    }
+}
+
 impl Client {
     pub(super) fn new(target: Target) -> Self {
         Self { target, connection: None }
@@ -121,7 +137,11 @@ impl Client {
 
     /// One request and its answer. The connection stays for the next if it may and can.
     pub(super) async fn exchange(&mut self, reuse: bool) -> Outcome {
-        let kept = self.connection.take();
+        // A server may end a connection between two requests, as one that restarts does. Clients that keep connections open another.
+        let kept = match self.connection.take() {
+            Some(mut kept) if kept.is_usable().await => Some(kept),
+            _ => None,
+        };
         let connected = kept.is_none();
         let mut connection = match kept {
             Some(connection) => connection,

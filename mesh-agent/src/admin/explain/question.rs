@@ -30,7 +30,7 @@ impl Question {
                 let destination = resolve(destination, mesh, pod, address.is_ipv4())?;
                 return Ok(Self { client: SocketAddr::new(address, 0), destination });
             }
-            Err(_) => find_pod(client, pods)?,
+            Err(_) => find_pod(client, mesh, pods)?,
         };
         let prefers_v4 = pod.addresses.first().is_none_or(IpAddr::is_ipv4);
         let destination = resolve(destination, mesh, Some(pod), prefers_v4)?;
@@ -44,7 +44,7 @@ impl Question {
 }
 
 /// The pod of this node called `name` or `namespace/name`.
-fn find_pod<'a>(text: &str, pods: &'a LocalPods) -> Result<&'a Arc<LocalPod>, ApiError> {
+fn find_pod<'a>(text: &str, mesh: &Snapshot, pods: &'a LocalPods) -> Result<&'a Arc<LocalPod>, ApiError> {
     let (namespace, name) = match text.split_once('/') {
         Some((namespace, name)) => (Some(namespace), name),
         None => (None, text),
@@ -61,6 +61,9 @@ fn find_pod<'a>(text: &str, pods: &'a LocalPods) -> Result<&'a Arc<LocalPod>, Ap
             Err(ApiError::Invalid(format!("{text:?} could be {}", choices(names, " or "))))
         }
         (None, _) => {
+            if let Some(elsewhere) = elsewhere(text, mesh) {
+                return Err(ApiError::NotFound(elsewhere));
+            }
             let names = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name));
             Err(ApiError::NotFound(format!(
                 "no pod {text:?} on this node; it has {} (clients elsewhere: give their address)",
@@ -68,6 +71,24 @@ fn find_pod<'a>(text: &str, pods: &'a LocalPods) -> Result<&'a Arc<LocalPod>, Ap
             )))
         }
     }
+}
+
+/// Says where a pod called `name` or `namespace/name` is, if it is on another node: each agent knows its own node's.
+pub(in crate::admin) fn elsewhere(text: &str, mesh: &Snapshot) -> Option<String> {
+    let (namespace, name) =
+        text.split_once('/').map_or((None, text), |(namespace, name)| (Some(namespace), name));
+    let found = mesh.workloads().find(|workload| {
+        workload.name() == name
+            && namespace.is_none_or(|namespace| *workload.namespace == *namespace)
+            && !workload.node.is_empty()
+            && workload.node != mesh.node().name
+    })?;
+    Some(format!(
+        "{}/{name} is on node {}, and this is the agent of {}: ask the one there (`kubectl get pods -n mesh-system -o wide`)",
+        found.namespace,
+        found.node,
+        mesh.node().name
+    ))
 }
 
 /// The address that `text` (`address:port` or `host:port`) stands for, seen from `pod`.

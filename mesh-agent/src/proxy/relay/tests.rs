@@ -26,26 +26,40 @@ fn relayed(
     client: impl FnOnce(Blocking) + Send + 'static,
     server: impl FnOnce(Blocking) + Send + 'static,
 ) -> Outcome {
+    relayed_until(|_| false, idle, client, server)
+}
+
+/// The same, with the last call as soon as `last_call` says so of what has moved.
+fn relayed_until(
+    last_call: impl Fn(&Traffic) -> bool + 'static,
+    idle: Duration,
+    client: impl FnOnce(Blocking) + Send + 'static,
+    server: impl FnOnce(Blocking) + Send + 'static,
+) -> Outcome {
     let (client_end, ours) = pair();
     let player = thread::spawn(move || client(client_end));
     let (server_end, theirs) = pair();
     let other_player = thread::spawn(move || server(server_end));
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
     let outcome = runtime.block_on(async {
-        let traffic = Traffic::default();
+        let traffic = Rc::new(Traffic::default());
         let buffers = BufferPool::new(BUDGET);
+        let lifetime = Lifetime::new(idle);
         let stream = |tcp: Blocking| Stream::new(TcpStream::from_std(tcp).unwrap());
-        let watched = Rc::clone(&buffers);
+        let (watched, counted, ending) = (Rc::clone(&buffers), Rc::clone(&traffic), lifetime.clone());
         let watch = tokio::task::spawn_local(async move {
             let mut peak = 0;
             loop {
+                if last_call(&counted) {
+                    ending.end_at_rest();
+                }
                 peak = peak.max(watched.allocated());
                 PEAK.set(peak);
                 sleep(Duration::from_millis(1)).await;
             }
         });
         let (mut client, mut server) = (stream(ours), stream(theirs));
-        let end = relay(&mut client, &mut server, &traffic, &buffers, idle).await;
+        let end = relay(&mut client, &mut server, &traffic, &buffers, &lifetime).await;
         drop((client, server));
         watch.abort();
         Outcome {
@@ -62,7 +76,7 @@ fn relayed(
 }
 
 thread_local! {
-    static PEAK: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    static PEAK: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Two ends of a connection: one for a player, one for the relay.
@@ -103,10 +117,34 @@ fn an_open_connection_is_small() {
         let stream = || Stream::new(TcpStream::from_std(pair().1).unwrap());
         let buffers = BufferPool::new(BUDGET);
         let (mut client, mut server) = (stream(), stream());
-        let relay = relay(&mut client, &mut server, &traffic, &buffers, PATIENCE);
+        let lifetime = Lifetime::new(PATIENCE);
+        let relay = relay(&mut client, &mut server, &traffic, &buffers, &lifetime);
         let size = size_of_val(&relay);
         assert!(size <= 656, "a relay takes {size} bytes");
     });
+}
+
+#[test]
+fn at_the_last_call_a_client_is_dismissed_once_its_request_is_answered() {
+    // Called while the answer is due.
+    let outcome = relayed_until(
+        |traffic| traffic.sent() >= 3,
+        PATIENCE,
+        |mut client| {
+            client.write_all(b"one").unwrap();
+            expect(&mut client, "two");
+            expect_end(&mut client);
+        },
+        |mut server| {
+            expect(&mut server, "one");
+            // Long enough for a relay that takes silence alone for rest.
+            thread::sleep(REST_CHECK * 5);
+            server.write_all(b"two").unwrap();
+            expect_end(&mut server);
+        },
+    );
+    assert!(matches!(outcome.end, RelayEnd::Complete), "{:?}", outcome.end);
+    assert_eq!((outcome.sent, outcome.received), (3, 3));
 }
 
 #[test]

@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::stream::{StreamKind, TunnelStream};
 use super::{hbone, trunk};
-use crate::proxy::relay::{BufferPool, RelayEnd};
+use crate::proxy::relay::{BufferPool, Lifetime, RelayEnd};
 use crate::proxy::socket::Stream;
 use crate::telemetry::Traffic;
 
@@ -16,11 +15,11 @@ pub async fn relay(
     tunnel: &mut TunnelStream,
     traffic: &Arc<Traffic>,
     buffers: &Rc<BufferPool>,
-    idle_timeout: Duration,
+    lifetime: &Lifetime,
 ) -> RelayEnd {
     let far = tunnel.far;
     match &mut tunnel.kind {
-        StreamKind::Hbone(stream) => hbone::relay(tcp, stream, far, traffic, buffers, idle_timeout).await,
-        StreamKind::Trunk(stream) => trunk::relay(tcp, stream, far, traffic, idle_timeout).await,
+        StreamKind::Hbone(stream) => hbone::relay(tcp, stream, far, traffic, buffers, lifetime).await,
+        StreamKind::Trunk(stream) => trunk::relay(tcp, stream, far, traffic, lifetime).await,
     }
 }

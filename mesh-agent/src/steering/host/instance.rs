@@ -38,8 +38,11 @@ impl InstanceLock {
         Ok(Self { _namespace: namespace, file, path })
     }
 
-    /// Deletes the lock file; only `detach` does so, since a waiting agent may have it open.
-    pub(super) fn discard(self) -> Result<(), HostError> {
+    /// Deletes the lock file. Only where no agent follows, since a waiting one may have it open.
+    ///
+    /// # Errors
+    /// When it cannot be deleted.
+    pub fn discard(self) -> Result<(), HostError> {
         fs::remove_file(&self.path).map_err(HostError::file("deleting", &self.path))?;
         drop(self.file);
         Ok(())

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::super::settings::FRAME_PAYLOAD;
 use super::stream::{HboneStream, ReceiveHalf, SendHalf};
-use crate::proxy::relay::{Broken, BufferPool, Flow, QUOTA, RelayEnd, Size, run};
+use crate::proxy::relay::{Broken, BufferPool, Flow, Lifetime, QUOTA, RelayEnd, Size, run};
 use crate::proxy::socket::{Stream, close_write, try_read};
 use crate::proxy::tunnel::Far;
 use crate::telemetry::Traffic;
@@ -38,7 +38,7 @@ pub(in super::super) async fn relay(
     far: Far,
     traffic: &Traffic,
     buffers: &Rc<BufferPool>,
-    idle_timeout: Duration,
+    lifetime: &Lifetime,
 ) -> RelayEnd {
     let client_is_far = far == Far::Client;
     let end = {
@@ -56,10 +56,10 @@ pub(in super::super) async fn relay(
         if client_is_far {
             // A stream is read even while the server takes nothing, which tells if it breaks.
             let client_gone = pin!(std::future::pending::<()>());
-            run(&mut inwards, &mut outwards, client_gone, traffic, idle_timeout).await
+            run(&mut inwards, &mut outwards, client_gone, traffic, lifetime).await
         } else {
             let client_gone = pin!(tcp.ready(Interest::ERROR));
-            run(&mut outwards, &mut inwards, client_gone, traffic, idle_timeout).await
+            run(&mut outwards, &mut inwards, client_gone, traffic, lifetime).await
         }
     };
     match end {

@@ -6,13 +6,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::stream::{Drained, TrunkStream};
-use crate::proxy::relay::{Broken, Flow, QUOTA, RelayEnd, Size, run};
+use crate::proxy::relay::{Broken, Flow, Lifetime, QUOTA, RelayEnd, Size, run};
 use crate::proxy::socket::{Stream, close_write};
 use crate::proxy::tunnel::Far;
 use crate::telemetry::Traffic;
@@ -23,7 +22,7 @@ pub(in super::super) async fn relay(
     stream: &TrunkStream,
     far: Far,
     traffic: &Arc<Traffic>,
-    idle_timeout: Duration,
+    lifetime: &Lifetime,
 ) -> RelayEnd {
     let end = {
         let socket = tcp.shared();
@@ -35,11 +34,11 @@ pub(in super::super) async fn relay(
             Far::Client => {
                 // A stream is heard of even while the server takes nothing.
                 let client_gone = pin!(std::future::pending::<()>());
-                run(&mut inwards, &mut outwards, client_gone, traffic, idle_timeout).await
+                run(&mut inwards, &mut outwards, client_gone, traffic, lifetime).await
             }
             Far::Server => {
                 let client_gone = pin!(socket.ready(Interest::ERROR));
-                run(&mut outwards, &mut inwards, client_gone, traffic, idle_timeout).await
+                run(&mut outwards, &mut inwards, client_gone, traffic, lifetime).await
             }
         }
     };
