@@ -13,17 +13,17 @@
 //! When the agent is about to end ([`Lifetime`]), a client is told that its server has ended as soon as the connection is at rest, between an
 //! answer and the next request: clients that keep connections open open another then, and lose no request.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use slab::Slab;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::socket::{Stream, close_write, try_read};
@@ -93,9 +93,8 @@ pub(super) async fn run<T>(
     let period = lifetime.idle_timeout / IDLE_CHECKS;
     let mut check = pin!(sleep(period));
     let mut idle = IdleCheck::default();
-    let mut last_call = pin!(lifetime.last_call.told.notified());
-    // Polled once, which asks to be woken: a connection that moves bytes has other things to do.
-    let mut listens = false;
+    let mut last_call = Listener { last_call: &lifetime.last_call, place: None };
+    // What had moved in all at the last look for a moment of rest.
     let mut rest: Option<u64> = None;
     let turns = Turns::default();
     // Set when the client was told that the server has ended.
@@ -138,10 +137,7 @@ pub(super) async fn run<T>(
             None if !upload.is_open() && !download.is_open() => return Poll::Ready(RelayEnd::Complete),
             None => {}
         }
-        if !listens {
-            listens = true;
-            let _ = last_call.as_mut().poll(cx);
-        }
+        last_call.listen(cx);
         if rest.is_none() && lifetime.last_call.is_over.get() {
             rest = Some(moved(traffic));
             check.as_mut().reset(Instant::now() + REST_CHECK);
@@ -205,7 +201,29 @@ pub struct Lifetime {
 #[derive(Debug, Default)]
 struct LastCall {
     is_over: Cell<bool>,
-    told: Notify,
+    waiting: RefCell<Slab<Waker>>,
+}
+
+/// Has the task of a connection woken at the last call. It is the same task all the time, and asks once.
+struct Listener<'a> {
+    last_call: &'a LastCall,
+    place: Option<usize>,
+}
+
+impl Listener<'_> {
+    fn listen(&mut self, cx: &Context<'_>) {
+        if self.place.is_none() {
+            self.place = Some(self.last_call.waiting.borrow_mut().insert(cx.waker().clone()));
+        }
+    }
+}
+
+impl Drop for Listener<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.last_call.waiting.borrow_mut().try_remove(place);
+        }
+    }
 }
 
 impl Lifetime {
@@ -217,7 +235,9 @@ impl Lifetime {
     /// Has all relays end as soon as they are at rest.
     pub fn end_at_rest(&self) {
         self.last_call.is_over.set(true);
-        self.last_call.told.notify_waiters();
+        for (_, waker) in self.last_call.waiting.borrow().iter() {
+            waker.wake_by_ref();
+        }
     }
 }
 

@@ -111,12 +111,13 @@ fn silence_ends_a_connection_with_a_reset() {
 }
 
 #[test]
-fn draining_lets_connections_end_and_cuts_what_does_not() {
+fn draining_lets_connections_end_dismisses_those_at_rest_and_cuts_what_does_not_go() {
     on_a_node(|| {
         let mesh = mesh_with(Server::echo("10.2.0.1"), settings());
         let mut ends_in_time = mesh.connect("10.1.0.1", "10.96.0.1");
+        let mut goes = mesh.connect("10.1.0.1", "10.96.0.1");
         let mut stays = mesh.connect("10.1.0.1", "10.96.0.1");
-        for stream in [&mut ends_in_time, &mut stays] {
+        for stream in [&mut ends_in_time, &mut goes, &mut stays] {
             stream.write_all(b"x").unwrap();
             stream.read_exact(&mut [0]).unwrap();
         }
@@ -137,8 +138,13 @@ fn draining_lets_connections_end_and_cuts_what_does_not() {
             recorder.closed.lock().unwrap().iter().any(|told| told.flag == flag && told.received == bytes)
         };
         eventually("the connection to end", || has_ended(ResponseFlag::None, 2));
+        // At rest: both are told that their server has ended
+        for stream in [&mut goes, &mut stays] {
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+        drop(goes);
+        eventually("the connection that was dismissed to end", || has_ended(ResponseFlag::None, 1));
         // Cut
-        assert!(read_all(stays).is_err());
         assert_eq!(drain.join().unwrap().cut, 1);
         assert!(has_ended(ResponseFlag::Drained, 1));
     });

@@ -138,10 +138,12 @@ impl Client {
     /// One request and its answer. The connection stays for the next if it may and can.
     pub(super) async fn exchange(&mut self, reuse: bool) -> Outcome {
         // A server may end a connection between two requests, as one that restarts does. Clients that keep connections open another.
-        let kept = match self.connection.take() {
-            Some(mut kept) if kept.is_usable().await => Some(kept),
-            _ => None,
-        };
+        let mut kept = self.connection.take();
+        if let Some(connection) = &mut kept
+            && !connection.is_usable().await
+        {
+            kept = None;
+        }
         let connected = kept.is_none();
         let mut connection = match kept {
             Some(connection) => connection,
