@@ -316,9 +316,10 @@ impl Worker {
             transaction.remove(&type_url(name.of), name.name.as_str());
         }
         self.metrics.translated(changes, began.elapsed());
-        let applied = self.store.update(transaction);
-        if applied.upserted + applied.removed > 0 {
+        let applied = self.store.update_noting(transaction, |applied| {
             self.metrics.published(applied.version, batch.noticed);
+        });
+        if applied.upserted + applied.removed > 0 {
             info!(
                 upserted = applied.upserted,
                 removed = applied.removed,

@@ -179,7 +179,7 @@ impl Metrics {
         self.translation.observe(took.as_secs_f64());
     }
 
-    /// The store has a new version that agents are to be sent.
+    /// The store is about to have a new version that agents are to be sent.
     pub(crate) fn published(&self, version: u64, noticed: Instant) {
         let mut timed = self.timed.lock().unwrap_or_else(PoisonError::into_inner);
         if timed.len() == TIMED_CHANGES {

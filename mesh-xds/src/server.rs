@@ -20,35 +20,33 @@
 //! ```
 
 mod clients;
+mod content;
 mod observer;
+mod service;
 mod session;
 mod store;
 mod subscription;
 mod table;
 
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, Streaming};
 use tracing::Instrument;
 
 pub use self::clients::{ClientStatus, TypeStatus};
 pub use self::observer::{Observer, SentResponse};
+pub use self::service::DiscoveryService;
 pub use self::store::{Applied, ResourceStore, Snapshot, Transaction};
 pub use self::table::StoredResource;
 
 use self::clients::Clients;
+use self::content::Contents;
+use self::service::Outgoing;
 use self::session::Session;
-use crate::proto::discovery::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use crate::proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use crate::proto::discovery::DeltaDiscoveryRequest;
 
 /// Resource types a client may subscribe to on one stream; Envoy knows about a dozen.
 const MAX_TYPES: usize = 32;
@@ -60,10 +58,11 @@ const MAX_NAME_BYTES: usize = 2048;
 pub struct ServerConfig {
     /// Name of this server, told to clients. Empty by default.
     pub identifier: String,
-    /// How long a change waits for others to go out with it. 10 ms by default.
+    /// Least time between two times at which a client is told of changes: one after a quiet time goes out at once,
+    /// what follows soon waits and goes out together. 10 ms by default.
     pub coalesce: Duration,
-    /// Size at which a response ends and goes on in the next one; a single resource may be larger. 1 MiB by
-    /// default: many gRPC clients refuse messages of more than 4 MiB.
+    /// Size at which a response ends and goes on in the next one; a single resource may be larger. 256 KiB by
+    /// default: of each type, a client has one on its way. Many gRPC clients refuse messages of more than 4 MiB.
     pub response_bytes: usize,
     /// Time a client has to answer a response before it is disconnected. 30 s by default.
     pub answer_timeout: Duration,
@@ -86,7 +85,7 @@ impl Default for ServerConfig {
         Self {
             identifier: String::new(),
             coalesce: Duration::from_millis(10),
-            response_bytes: 1024 * 1024,
+            response_bytes: 256 * 1024,
             answer_timeout: Duration::from_secs(30),
             max_request_bytes: 32 * 1024 * 1024,
             max_names: 100_000,
@@ -103,6 +102,7 @@ pub struct DiscoveryServer {
     store: ResourceStore,
     config: Arc<ServerConfig>,
     clients: Clients,
+    contents: Contents,
     stopping: watch::Sender<bool>,
 }
 
@@ -113,15 +113,14 @@ impl DiscoveryServer {
             store,
             config: Arc::new(config),
             clients: Clients::default(),
+            contents: Contents::default(),
             stopping: watch::Sender::new(false),
         }
     }
 
     /// The gRPC service, to be added to a tonic server.
-    pub fn service(&self) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(self.clone())
-            .max_decoding_message_size(self.config.max_request_bytes)
-            .max_encoding_message_size(usize::MAX)
+    pub fn service(&self) -> DiscoveryService {
+        DiscoveryService(self.clone())
     }
 
     /// A tonic server that notices clients that went without a word.
@@ -141,39 +140,23 @@ impl DiscoveryServer {
     pub fn shutdown(&self) {
         self.stopping.send_replace(true);
     }
-}
 
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for DiscoveryServer {
-    type StreamAggregatedResourcesStream = ResponseStream<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = ResponseStream<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
+    /// Begins to serve a client; returns what it is sent.
+    fn open(
         &self,
-        _request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented(
-            "this server speaks the delta protocol only: call DeltaAggregatedResources (Envoy: api_type DELTA_GRPC)",
-        ))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let address = request.remote_addr();
-        let registration = self.clients.register(address, self.config.max_clients).ok_or_else(|| {
-            Status::resource_exhausted(format!(
-                "{} clients are connected, the maximum",
-                self.config.max_clients
-            ))
+        requests: Streaming<DeltaDiscoveryRequest>,
+        address: Option<SocketAddr>,
+    ) -> Result<mpsc::Receiver<Result<Outgoing, Status>>, Status> {
+        let limit = self.config.max_clients;
+        let registration = self.clients.register(address, limit).ok_or_else(|| {
+            Status::resource_exhausted(format!("{limit} clients are connected, the maximum"))
         })?;
         let (responses, received) = mpsc::channel(session::response_places());
-        let session = Session::new(Arc::clone(&self.config), self.store.subscribe(), responses, registration);
+        let snapshots = self.store.subscribe();
+        let session =
+            Session::new(Arc::clone(&self.config), snapshots, self.contents.clone(), responses, registration);
         let span = tracing::debug_span!("xds client", address = address.map(tracing::field::display));
-        tokio::spawn(session.run(request.into_inner(), self.stopping.subscribe()).instrument(span));
-        Ok(Response::new(Box::pin(ReceiverStream::new(received))))
+        tokio::spawn(session.run(requests, self.stopping.subscribe()).instrument(span));
+        Ok(received)
     }
 }

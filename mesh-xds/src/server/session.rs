@@ -19,7 +19,9 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use super::clients::Registration;
+use super::content::{Content, Contents, ContentsOfType};
 use super::observer::SentResponse;
+use super::service::Outgoing;
 use super::store::Snapshot;
 use super::subscription::{Batch, Interest, Removals, Subscription};
 use super::table::Table;
@@ -28,28 +30,27 @@ use crate::proto::discovery::{self, ControlPlane, DeltaDiscoveryRequest, DeltaDi
 use crate::proto::mesh::RejectedResource;
 use crate::text::truncated;
 
-pub(super) type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+pub(super) type Responses = mpsc::Sender<Result<Outgoing, Status>>;
 
 pub(super) struct Session {
     config: Arc<ServerConfig>,
     snapshots: watch::Receiver<Snapshot>,
+    contents: Contents,
     responses: Responses,
     registration: Registration,
     types: BTreeMap<Arc<str>, TypeState>,
     next_nonce: u64,
 }
 
-#[derive(Default)]
 struct TypeState {
     subscription: Subscription,
+    contents: ContentsOfType,
     in_flight: Option<InFlight>,
 }
 
 struct InFlight {
     nonce: String,
-    /// The client knows of all changes up to here once it has answered.
-    version: u64,
-    names: Vec<Arc<str>>,
+    content: Arc<Content>,
     overdue_at: Instant,
 }
 
@@ -57,10 +58,11 @@ impl Session {
     pub(super) fn new(
         config: Arc<ServerConfig>,
         snapshots: watch::Receiver<Snapshot>,
+        contents: Contents,
         responses: Responses,
         registration: Registration,
     ) -> Self {
-        Self { config, snapshots, responses, registration, types: BTreeMap::new(), next_nonce: 1 }
+        Self { config, snapshots, contents, responses, registration, types: BTreeMap::new(), next_nonce: 1 }
     }
 
     /// Serves the client until it leaves; an error is told to it.
@@ -84,6 +86,7 @@ impl Session {
     ) -> Result<(), Status> {
         let mut requests = pin!(requests);
         let mut flush_at: Option<Instant> = None;
+        let mut quiet_until = Instant::now();
         loop {
             let overdue_at =
                 self.types.values().filter_map(|t| t.in_flight.as_ref()).map(|f| f.overdue_at).min();
@@ -95,10 +98,11 @@ impl Session {
                 },
                 changed = self.snapshots.changed(), if flush_at.is_none() => {
                     changed.map_err(|_| Status::unavailable("the server is stopping"))?;
-                    flush_at = Some(Instant::now() + self.config.coalesce);
+                    flush_at = Some(quiet_until.max(Instant::now()));
                 }
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
                     flush_at = None;
+                    quiet_until = Instant::now() + self.config.coalesce;
                     self.snapshots.mark_unchanged();
                     self.send_all()?;
                 }
@@ -132,15 +136,19 @@ impl Session {
         let table = snapshot.table(&type_url).unwrap_or(&empty);
         let in_order = self.config.order.contains(&type_url);
 
-        let state = self.types.entry(Arc::clone(&type_url)).or_default();
+        let state = self.types.entry(Arc::clone(&type_url)).or_insert_with(|| TypeState {
+            subscription: Subscription::default(),
+            contents: self.contents.of(&type_url),
+            in_flight: None,
+        });
         if let Some(answered) = state.in_flight.take_if(|sent| sent.nonce == request.response_nonce) {
             if let (Some(observer), Some(_)) = (&self.config.observer, &request.error_detail) {
                 observer.refused(&type_url);
             }
             self.registration.update_type(&type_url, |status| {
                 status.in_flight = false;
-                status.acknowledged_version = answered.version;
-                for name in answered.names {
+                status.acknowledged_version = answered.content.end;
+                for name in &answered.content.names {
                     status.rejected.remove(name.as_ref());
                 }
                 match request.error_detail {
@@ -219,33 +227,29 @@ impl Session {
             let after = state.subscription.cursor();
             let batch = state
                 .subscription
-                .next_batch(table, self.config.response_bytes, removals)
+                .next_batch(table, self.config.response_bytes, removals, &state.contents)
                 .map_err(|error| Status::aborted(error.to_string()))?;
-            if let Some(mut batch) = batch {
+            if let Some(batch) = batch {
                 let nonce = self.next_nonce.to_string();
                 self.next_nonce += 1;
-                let version = state.subscription.cursor();
-                state.in_flight = Some(InFlight {
-                    nonce: nonce.clone(),
-                    version,
-                    names: std::mem::take(&mut batch.names),
-                    overdue_at: Instant::now() + self.config.answer_timeout,
-                });
+                let content = Arc::clone(&batch.content);
                 self.registration.update_type(type_url, |status| {
                     status.in_flight = true;
                     status.responses += 1;
-                    status.resources += batch.resources.len() as u64;
+                    status.resources += content.resources as u64;
                 });
                 if let Some(observer) = &self.config.observer {
                     observer.sent(&SentResponse {
                         type_url,
                         after,
-                        upto: version,
-                        resources: batch.resources.len(),
-                        bytes: batch.bytes(),
+                        upto: content.end,
+                        resources: content.resources,
+                        bytes: content.bytes,
                     });
                 }
-                let response = self.config.response(type_url, nonce, version, batch);
+                let response = self.config.response(type_url, nonce.clone(), &batch)?;
+                let overdue_at = Instant::now() + self.config.answer_timeout;
+                state.in_flight = Some(InFlight { nonce, content, overdue_at });
                 // Never full: it has a place for every type.
                 let _ = self.responses.try_send(Ok(response));
             }
@@ -283,16 +287,16 @@ fn refuse(status: &mut super::TypeStatus, error: discovery::Status, type_url: &s
 }
 
 impl ServerConfig {
-    fn response(&self, type_url: &str, nonce: String, version: u64, batch: Batch) -> DeltaDiscoveryResponse {
-        DeltaDiscoveryResponse {
-            system_version_info: version.to_string(),
-            resources: batch.resources,
+    fn response(&self, type_url: &str, nonce: String, batch: &Batch) -> Result<Outgoing, Status> {
+        let head = DeltaDiscoveryResponse {
+            system_version_info: batch.content.end.to_string(),
             type_url: type_url.to_owned(),
             nonce,
-            removed_resources: batch.removed,
             control_plane: Some(ControlPlane { identifier: self.identifier.clone() }),
             more: batch.more,
-        }
+            ..DeltaDiscoveryResponse::default()
+        };
+        Outgoing::new(&head, batch.content.encoded.clone())
     }
 }
 

@@ -111,12 +111,19 @@ impl ResourceStore {
 
     /// Works the changes in and lets every client know. Takes time in proportion to the changes, not to the store.
     pub fn update(&self, transaction: Transaction) -> Applied {
+        self.update_noting(transaction, |_| {})
+    }
+
+    /// The same; `note` is called with a change before any client can be sent it, and not where nothing changes.
+    pub fn update_noting(&self, transaction: Transaction, note: impl FnOnce(&Applied)) -> Applied {
         let mut draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
         let (upserted, removed) = draft.apply(transaction);
+        let applied = Applied { version: draft.version, upserted, removed };
         if upserted + removed > 0 {
+            note(&applied);
             self.published.send_replace(draft.clone());
         }
-        Applied { version: draft.version, upserted, removed }
+        applied
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Snapshot> {

@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::content::{Content, ContentsOfType, Draft, Place};
 use super::table::{Change, StoredResource, Table};
 
 const WILDCARD: &str = "*";
@@ -52,7 +51,7 @@ pub(super) struct Subscription {
 }
 
 /// What becomes of removals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Removals {
     /// They are announced.
     Announced,
@@ -60,34 +59,12 @@ pub(super) enum Removals {
     Held,
 }
 
-/// The content of one response.
-#[derive(Debug, Default)]
+/// One response.
+#[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) resources: Vec<Bytes>,
-    pub(super) removed: Vec<String>,
-    /// All the names it is about.
-    pub(super) names: Vec<Arc<str>>,
+    pub(super) content: Arc<Content>,
     /// The change goes on in the next response.
     pub(super) more: bool,
-    bytes: usize,
-}
-
-impl Batch {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn push(&mut self, resource: &StoredResource) {
-        self.bytes += resource.encoded().len();
-        self.resources.push(resource.encoded().clone());
-        self.names.push(Arc::clone(resource.name()));
-    }
-
-    fn push_removed(&mut self, name: &str) {
-        self.bytes += name.len();
-        self.removed.push(name.to_owned());
-        self.names.push(name.into());
-    }
 }
 
 impl Subscription {
@@ -228,6 +205,7 @@ impl Subscription {
         table: &Table,
         limit: usize,
         removals: Removals,
+        shared: &ContentsOfType,
     ) -> Result<Option<Batch>, TooFarBehind> {
         if table.forgotten() > self.cursor.max(self.joined) {
             return Err(TooFarBehind);
@@ -235,46 +213,73 @@ impl Subscription {
         if self.cursor >= self.goal {
             self.goal = table.sequence();
         }
-        let mut batch = Batch::default();
-        let mut answered = HashSet::new();
-        if removals == Removals::Announced {
-            self.announce_gone(table, &mut batch, limit);
-        }
-        self.answer(table, &mut batch, &mut answered, limit);
-        self.follow_changes(table, &mut batch, &answered, limit, removals);
+        let content = match self.place(table, removals) {
+            Some(place) => {
+                let content = shared.at(place.clone(), || read_on(table, &place, limit));
+                self.cursor = content.end;
+                self.gone.extend(content.withheld.iter().map(|name| name.to_string()));
+                content
+            }
+            None => Arc::new(self.own_content(table, limit, removals)),
+        };
         let to_announce = removals == Removals::Announced && !self.gone.is_empty();
-        batch.more = self.cursor < self.goal || to_announce || !self.unanswered.is_empty();
+        let more = self.cursor < self.goal || to_announce || !self.unanswered.is_empty();
 
         if self.unanswered.is_empty() && self.cursor >= self.joined {
             self.held.clear();
         }
-        let silent = batch.resources.is_empty() && batch.removed.is_empty();
         let owed = std::mem::take(&mut self.owes_answer);
-        Ok((!silent || owed).then_some(batch))
+        Ok((!content.is_silent() || owed).then_some(Batch { content, more }))
     }
 
-    fn announce_gone(&mut self, table: &Table, batch: &mut Batch, limit: usize) {
-        while batch.bytes < limit {
+    /// Where the client is, if it is to be told what everybody is who is there.
+    fn place(&self, table: &Table, removals: Removals) -> Option<Place> {
+        let alike =
+            self.wildcard && self.held.is_empty() && self.gone.is_empty() && self.unanswered.is_empty();
+        alike.then(|| Place {
+            table: table.sequence(),
+            cursor: self.cursor,
+            joined: self.joined.max(self.cursor),
+            removals,
+        })
+    }
+
+    /// What this client is told, in the light of all it has and wants.
+    fn own_content(&mut self, table: &Table, limit: usize, removals: Removals) -> Content {
+        let mut draft = Draft::default();
+        let mut answered = HashSet::new();
+        if removals == Removals::Announced {
+            self.announce_gone(table, &mut draft, limit);
+        }
+        self.answer(table, &mut draft, &mut answered, limit);
+        self.follow_changes(table, &mut draft, &answered, limit, removals);
+        let mut content = draft.finish(self.cursor);
+        self.gone.extend(content.withheld.drain(..).map(|name| name.to_string()));
+        content
+    }
+
+    fn announce_gone(&mut self, table: &Table, draft: &mut Draft, limit: usize) {
+        while draft.bytes() < limit {
             let Some(name) = self.gone.pop_first() else { break };
             // It may have come back meanwhile.
             let offered = table.resource(&name);
             if !offered.is_some_and(|resource| self.wildcard || wants(&self.names, resource)) {
                 // Should it come back as it was, the client does not hold it any more.
                 self.held.remove(&name);
-                batch.push_removed(&name);
+                draft.push_removed(&name);
             }
         }
     }
 
-    fn answer(&mut self, table: &Table, batch: &mut Batch, answered: &mut HashSet<Arc<str>>, limit: usize) {
-        while batch.bytes < limit {
+    fn answer(&mut self, table: &Table, draft: &mut Draft, answered: &mut HashSet<Arc<str>>, limit: usize) {
+        while draft.bytes() < limit {
             let Some(name) = self.unanswered.pop_first() else { break };
             let mut exists = false;
             for resource in table.resolve(&name) {
                 exists = true;
                 let held = self.held.get(resource.name().as_ref()).is_some_and(|v| v == resource.version());
                 if !held && answered.insert(Arc::clone(resource.name())) {
-                    batch.push(resource);
+                    draft.push(resource);
                     // What it came with is overwritten.
                     self.held.remove(resource.name().as_ref());
                 }
@@ -283,7 +288,7 @@ impl Subscription {
                 }
             }
             if !exists {
-                batch.push_removed(&name);
+                draft.push_removed(&name);
             }
         }
     }
@@ -291,30 +296,25 @@ impl Subscription {
     fn follow_changes(
         &mut self,
         table: &Table,
-        batch: &mut Batch,
+        draft: &mut Draft,
         answered: &HashSet<Arc<str>>,
         limit: usize,
         removals: Removals,
     ) {
+        if self.wildcard {
+            let (place, held) = (self.cursor, &mut self.held);
+            self.cursor = follow_all(table, place, self.joined, limit, removals, draft, |resource| {
+                let held = held.remove(resource.name().as_ref());
+                held.is_some_and(|version| version == resource.version())
+                    || answered.contains(resource.name())
+            });
+            return;
+        }
         for change in table.changes_after(self.cursor) {
-            if batch.bytes >= limit {
+            if draft.bytes() >= limit {
                 return;
             }
-            if self.wildcard {
-                match change.resource {
-                    Some(resource) => {
-                        let held = self.held.remove(change.name.as_ref());
-                        let known = held.is_some_and(|version| version == resource.version());
-                        if !known && !answered.contains(change.name) {
-                            batch.push(resource);
-                        }
-                    }
-                    None if change.sequence > self.joined => self.remove(change.name, batch, removals),
-                    None => {}
-                }
-            } else {
-                self.follow_named(table, &change, batch, answered, removals);
-            }
+            self.follow_named(table, &change, draft, answered, removals);
             self.cursor = change.sequence;
         }
         self.cursor = self.cursor.max(table.sequence());
@@ -324,7 +324,7 @@ impl Subscription {
         &mut self,
         table: &Table,
         change: &Change<'_>,
-        batch: &mut Batch,
+        draft: &mut Draft,
         answered: &HashSet<Arc<str>>,
         removals: Removals,
     ) {
@@ -334,13 +334,13 @@ impl Subscription {
         }
         let before = match change.resource.filter(|resource| wants(&self.names, resource)) {
             Some(resource) => {
-                batch.push(resource);
+                draft.push(resource);
                 self.delivered.insert(Arc::clone(name), resource.clone())
             }
             None => {
                 let before = self.delivered.remove(name);
                 if before.is_some() {
-                    self.remove(name, batch, removals);
+                    draft.remove(name, removals);
                 }
                 before
             }
@@ -348,19 +348,42 @@ impl Subscription {
         // An alias that the client asked for and that leads nowhere any more is as good as removed.
         for alias in before.iter().flat_map(|resource| resource.aliases()) {
             if self.names.contains(alias) && table.resolve(alias).next().is_none() {
-                self.remove(alias, batch, removals);
+                draft.remove(alias, removals);
             }
         }
     }
+}
 
-    fn remove(&mut self, name: &Arc<str>, batch: &mut Batch, removals: Removals) {
-        match removals {
-            Removals::Announced => batch.push_removed(name),
-            Removals::Held => {
-                self.gone.insert(name.to_string());
-            }
+/// What a client is told that follows everything, from `place` on.
+fn read_on(table: &Table, place: &Place, limit: usize) -> Content {
+    let mut draft = Draft::default();
+    let end = follow_all(table, place.cursor, place.joined, limit, place.removals, &mut draft, |_| false);
+    draft.finish(end)
+}
+
+/// Tells of the changes after `cursor` that are not `known`; returns up to where it came.
+fn follow_all(
+    table: &Table,
+    mut cursor: u64,
+    joined: u64,
+    limit: usize,
+    removals: Removals,
+    draft: &mut Draft,
+    mut known: impl FnMut(&StoredResource) -> bool,
+) -> u64 {
+    for change in table.changes_after(cursor) {
+        if draft.bytes() >= limit {
+            return cursor;
         }
+        match change.resource {
+            Some(resource) if known(resource) => {}
+            Some(resource) => draft.push(resource),
+            None if change.sequence > joined => draft.remove(change.name, removals),
+            None => {}
+        }
+        cursor = change.sequence;
     }
+    cursor.max(table.sequence())
 }
 
 fn wants(names: &BTreeSet<Arc<str>>, resource: &StoredResource) -> bool {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::proto::Any;
-use crate::proto::discovery::Resource;
+use crate::proto::discovery::{DeltaDiscoveryResponse, Resource};
+use bytes::Bytes;
 use prost::Message;
 
 mod model;
@@ -11,12 +12,20 @@ struct Fixture {
     table: Table,
     sequence: u64,
     subscription: Subscription,
+    shared: ContentsOfType,
+    /// As if another client had each response on its way all the time.
+    on_their_way: Vec<Arc<Content>>,
 }
 
 impl Fixture {
     fn new(resources: &[(&str, &'static str)]) -> Self {
-        let mut fixture =
-            Self { table: Table::default(), sequence: 0, subscription: Subscription::default() };
+        let mut fixture = Self {
+            table: Table::default(),
+            sequence: 0,
+            subscription: Subscription::default(),
+            shared: ContentsOfType::default(),
+            on_their_way: Vec::new(),
+        };
         for (name, content) in resources {
             fixture.put(name, &[], content);
         }
@@ -43,18 +52,23 @@ impl Fixture {
         self.subscription.express(interest, &self.table);
     }
 
+    fn batch(&mut self, limit: usize) -> Result<Option<Batch>, TooFarBehind> {
+        let batch = self.subscription.next_batch(&self.table, limit, Removals::Announced, &self.shared)?;
+        self.on_their_way.extend(batch.iter().map(|batch| Arc::clone(&batch.content)));
+        Ok(batch)
+    }
+
     /// Names sent and names removed in the next response.
     fn next(&mut self) -> Option<(Vec<String>, Vec<String>)> {
-        let batch = self.subscription.next_batch(&self.table, NO_LIMIT, Removals::Announced).unwrap()?;
+        let batch = self.batch(NO_LIMIT).unwrap()?;
         assert!(!batch.more);
-        Some((names(&batch), batch.removed))
+        Some((names(&batch), fields(&batch).removed_resources))
     }
 
     /// All that is sent until there is nothing to say.
     fn drain(&mut self, limit: usize) -> Vec<(Vec<String>, bool)> {
         let mut batches = Vec::new();
-        while let Some(batch) = self.subscription.next_batch(&self.table, limit, Removals::Announced).unwrap()
-        {
+        while let Some(batch) = self.batch(limit).unwrap() {
             batches.push((names(&batch), batch.more));
         }
         batches
@@ -66,8 +80,12 @@ fn stored(name: &str, aliases: &[&str], content: &'static str) -> StoredResource
     StoredResource::with_aliases(name, aliases.iter().copied(), body)
 }
 
+fn fields(batch: &Batch) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse::decode(batch.content.encoded.clone()).unwrap()
+}
+
 fn names(batch: &Batch) -> Vec<String> {
-    batch.resources.iter().map(|bytes| Resource::decode(bytes.clone()).unwrap().name).collect()
+    fields(batch).resources.into_iter().map(|bytes| Resource::decode(bytes).unwrap().name).collect()
 }
 
 fn said(resources: &[&str], removed: &[&str]) -> Option<(Vec<String>, Vec<String>)> {
@@ -199,7 +217,7 @@ fn a_large_change_is_cut_into_responses_and_its_end_is_known() {
     // What changes while it is being sent comes after it, and does not make it endless.
     it.put("a", &[], "2");
     it.put("b", &[], "2");
-    let first = it.subscription.next_batch(&it.table, 1, Removals::Announced).unwrap().unwrap();
+    let first = it.batch(1).unwrap().unwrap();
     assert!(first.more && names(&first) == ["a"]);
     it.put("a", &[], "3");
     assert_eq!(it.drain(1), [one("b", false), one("a", false)]);
@@ -215,10 +233,7 @@ fn who_missed_forgotten_removals_has_to_reconnect() {
         it.put(&name, &[], "1");
         it.remove(&name);
     }
-    assert_eq!(
-        it.subscription.next_batch(&it.table, NO_LIMIT, Removals::Announced).unwrap_err(),
-        TooFarBehind
-    );
+    assert_eq!(it.batch(NO_LIMIT).unwrap_err(), TooFarBehind);
     // Who comes new needs none of them.
     it.subscription = Subscription::default();
     it.express(&["*"], &[], &[]);
@@ -233,8 +248,8 @@ fn what_was_removed_is_sent_again_though_the_client_came_with_it() {
     it.express(&["*"], &[], &[("b", &held[0]), ("d", &held[1])]);
     it.express(&["b"], &[], &[]);
     // The response is full once the removal is told.
-    let first = it.subscription.next_batch(&it.table, 1, Removals::Announced).unwrap().unwrap();
-    assert_eq!(first.removed, ["d"]);
+    let first = it.batch(1).unwrap().unwrap();
+    assert_eq!(fields(&first).removed_resources, ["d"]);
     it.put("d", &[], "2");
     let sent: Vec<String> = it.drain(NO_LIMIT).into_iter().flat_map(|(names, _)| names).collect();
     assert!(sent.iter().any(|name| name == "d"), "{sent:?}");

@@ -36,12 +36,16 @@ struct Client {
 
 impl Client {
     fn take(&mut self, batch: Batch) {
+        let fields = fields(&batch);
         let resources: Vec<Resource> =
-            batch.resources.into_iter().map(|bytes| Resource::decode(bytes).unwrap()).collect();
+            fields.resources.into_iter().map(|bytes| Resource::decode(bytes).unwrap()).collect();
         let named: BTreeSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
         assert_eq!(named.len(), resources.len(), "a name occurs once in a response");
-        assert!(batch.removed.iter().all(|name| !named.contains(name.as_str())), "sent or removed, not both");
-        for name in batch.removed {
+        assert!(
+            fields.removed_resources.iter().all(|name| !named.contains(name.as_str())),
+            "sent or removed, not both"
+        );
+        for name in fields.removed_resources {
             self.held.remove(&name);
         }
         for resource in resources {
@@ -88,9 +92,7 @@ impl World {
             }
             Step::Remove(name) => self.it.remove(NAMES[name]),
             Step::Respond(limit) => {
-                if let Some(batch) =
-                    self.it.subscription.next_batch(&self.it.table, limit, Removals::Announced).unwrap()
-                {
+                if let Some(batch) = self.it.batch(limit).unwrap() {
                     self.client.take(batch);
                 }
             }
@@ -119,9 +121,7 @@ impl World {
 
     fn assert_converges(mut self) {
         for round in 0.. {
-            let Some(batch) =
-                self.it.subscription.next_batch(&self.it.table, 40, Removals::Announced).unwrap()
-            else {
+            let Some(batch) = self.it.batch(40).unwrap() else {
                 break;
             };
             self.client.take(batch);
