@@ -1,11 +1,12 @@
 //! Manifests in directories, watched.
 //!
 //! A thread of its own does the blocking work. It looks at the directories when the kernel says that something
-//! changed there, a few milliseconds later so that changes made together are seen together, and every few seconds
-//! in case the kernel cannot say (network file systems, links out of the directory).
+//! changed there and nothing else has changed for a moment, so that changes made together are seen together, and
+//! every few seconds in case the kernel cannot say (network file systems, links out of the directory).
 //!
 //! A file that is being written is left alone until its writer closes it, because half of it may well be valid:
-//! a service with fewer ports, an empty file. Should the close never be seen, it is read after a moment anyway.
+//! a service with fewer ports, an empty file. Events tell who is writing ([`writers`]) after the fact; the kernel says
+//! so at the moment of reading ([`whole`]). Should the close never be seen, it is read after a moment anyway.
 
 mod cross_check;
 mod directory;
@@ -14,6 +15,7 @@ mod document;
 mod robustness;
 mod tree;
 mod validation;
+mod whole;
 mod writers;
 
 use std::path::PathBuf;
@@ -30,7 +32,10 @@ use directory::Directory;
 pub use validation::{Accepted, Place, STANDARD_INPUT, Validation, validate};
 use writers::Writers;
 
-/// Changes made together, such as the files of one `cp`, become one batch.
+/// Changes made together, such as the files of one `cp`, become one batch: it ends when nothing has changed for this
+/// long,
+const QUIET: Duration = Duration::from_millis(2);
+/// or this long after its first change.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// Without events the directories are looked at this often.
 const RESCAN: Duration = Duration::from_secs(2);
@@ -67,9 +72,9 @@ impl FileSource {
         let mut writers = Writers::default();
         let mut noticed = Instant::now();
         let mut first = true;
-        while self.look(&writers, noticed, first) {
+        while let Ok(again) = self.look(&mut writers, noticed, first) {
             first = false;
-            noticed = wait(&received, &mut writers);
+            noticed = wait(&received, &mut writers, again.unwrap_or(RESCAN));
         }
         drop(watcher);
     }
@@ -95,11 +100,19 @@ impl FileSource {
         Some(watcher)
     }
 
-    /// Looks at the directories and sends what is new; `false` if nobody listens any more.
-    fn look(&mut self, writers: &Writers, noticed: Instant, first: bool) -> bool {
+    /// Looks at the directories and sends what is new; returns when to look again at the latest.
+    fn look(
+        &mut self,
+        writers: &mut Writers,
+        noticed: Instant,
+        first: bool,
+    ) -> Result<Option<Duration>, NobodyListens> {
+        for path in writers.take_written() {
+            self.directory.distrust(&path);
+        }
         let scan = self.directory.scan(|path| writers.is_writing(path));
         let Some(report) = scan.report else {
-            return !self.batches.is_closed();
+            return if self.batches.is_closed() { Err(NobodyListens) } else { Ok(scan.again) };
         };
         info!(
             files = report.files.len(),
@@ -108,13 +121,17 @@ impl FileSource {
             first,
             "manifests read"
         );
-        self.batches.blocking_send(Batch { changes: scan.changes, noticed, report: Arc::new(report) }).is_ok()
+        let batch = Batch { changes: scan.changes, noticed, report: Arc::new(report) };
+        self.batches.blocking_send(batch).map(|()| scan.again).map_err(|_| NobodyListens)
     }
 }
 
-/// Waits until it is time for another look; returns when the first sign of a change was seen.
-fn wait(events: &Receiver<notify::Event>, writers: &mut Writers) -> Instant {
-    let timeout = writers.next_expiry().unwrap_or(RESCAN).min(RESCAN);
+/// The receiver of batches is gone.
+struct NobodyListens;
+
+/// Waits until it is time for another look, at most for `timeout`; returns when the first sign of a change was seen.
+fn wait(events: &Receiver<notify::Event>, writers: &mut Writers, timeout: Duration) -> Instant {
+    let timeout = writers.next_expiry().unwrap_or(RESCAN).min(RESCAN).min(timeout);
     let first = match events.recv_timeout(timeout) {
         Ok(event) => event,
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -126,7 +143,9 @@ fn wait(events: &Receiver<notify::Event>, writers: &mut Writers) -> Instant {
     writers.note(&first);
     loop {
         let left = DEBOUNCE.saturating_sub(noticed.elapsed());
-        match events.recv_timeout(left) {
+        // What is being written now belongs to the change, and cannot be read before.
+        let patience = if writers.has_news() { QUIET.min(left) } else { left };
+        match events.recv_timeout(patience) {
             Ok(event) => writers.note(&event),
             Err(_) => return noticed,
         }

@@ -9,6 +9,7 @@ use super::fixture::{Fixture, pod, service};
 
 const A: &str = "shop/a.shop.svc.cluster.local";
 const B: &str = "shop/b.shop.svc.cluster.local";
+const C: &str = "shop/c.shop.svc.cluster.local";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_sends_what_it_changes() {
@@ -51,16 +52,20 @@ async fn a_bad_document_is_named_and_its_last_good_version_stays() {
     assert_eq!(problems[0]["served_instead"], "the last good version is still served");
     assert_eq!(fixture.metric("mesh_control_problems{kind=\"refused\"}").await, 1.0);
 
-    // Half of a file is no reason to forget the other half.
-    fixture.write("all.yaml", "---\napiVersion: v1\nkind: Serv");
-    fixture
-        .eventually("unreadable", || fixture.status(), |status| status["problems"][0]["resource"].is_null())
-        .await;
+    // Half of a file is no reason to forget the other half. What comes later shows that nothing was forgotten.
+    fixture.write("all.yaml", "---\napiVersion: v1\nkind: Service\nmetadata: {na");
+    let is_unreadable = |status: &serde_json::Value| {
+        let problems = status["problems"].as_array().unwrap();
+        problems.len() == 1 && problems[0]["resource"].is_null()
+    };
+    fixture.eventually("unreadable", || fixture.status(), is_unreadable).await;
+    fixture.write("c.yaml", &service("c", 1));
+    agent.sees_port(C, 1).await;
     assert_eq!((agent.port(A), agent.port(B)), (Some(1), Some(2)));
 
     fixture.write("all.yaml", &service("a", 4));
     agent.sees_port(A, 4).await;
-    agent.has(1).await;
+    agent.has(2).await;
     fixture.problems(0).await;
 }
 

@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use tracing::info;
 
 use super::document::{Given, Manifest};
+use super::whole::{self, Reading};
+use super::writers::PATIENCE;
 use crate::model::findings::Severity;
 use crate::model::{Resource, ResourceKey};
 use crate::source::report::{LAST_GOOD, Logged};
@@ -72,6 +74,8 @@ pub(super) struct Scan {
     pub(super) changes: Vec<Change>,
     /// Present if anything about the files is news.
     pub(super) report: Option<Report>,
+    /// Files may be half-written and were left as they were: look again after this time, if no event comes first.
+    pub(super) again: Option<Duration>,
 }
 
 impl Directory {
@@ -87,10 +91,6 @@ impl Directory {
         let mut touched = BTreeSet::new();
         let mut news = found.problems != self.unreadable;
         self.unreadable = found.problems;
-        let was_unread = self.unread.len();
-        self.unread.retain(|root| found.unlisted.iter().any(|directory| directory.starts_with(root)));
-        news |= self.unread.len() != was_unread;
-
         let gone: Vec<PathBuf> = self
             .files
             .keys()
@@ -105,24 +105,49 @@ impl Directory {
             }
             news = true;
         }
+        let mut again = None;
+        let mut awaited = found.unlisted;
         for (path, stamp) in found.files {
             let known = self.files.get(&path).is_some_and(|file| file.stamp == stamp && stamp.is_some());
-            if known || unfinished(&path) {
+            if known {
                 continue;
             }
-            touched.extend(self.read(&path, stamp));
-            news = true;
+            let left = if unfinished(&path) { Some(PATIENCE) } else { self.read(&path, stamp, &mut touched) };
+            news |= left.is_none();
+            again = again.into_iter().chain(left).min();
+            if left.is_some() && !self.files.contains_key(&path) {
+                awaited.push(path);
+            }
         }
+        let was_unread = self.unread.len();
+        self.unread.retain(|root| awaited.iter().any(|path| path.starts_with(root)));
+        news |= self.unread.len() != was_unread;
         let changes = self.settle(touched);
-        Scan { changes, report: news.then(|| self.report()) }
+        Scan { changes, report: news.then(|| self.report()), again }
     }
 
-    /// Reads one file; returns the resources it gave or gives.
-    fn read(&mut self, path: &Path, stamp: Option<Stamp>) -> BTreeSet<ResourceKey> {
+    /// Reads a file anew at the next look, whether or not it seems to have changed: the clock of file systems may be too
+    /// coarse to tell.
+    pub(super) fn distrust(&mut self, path: &Path) {
+        if let Some(file) = self.files.get_mut(path) {
+            file.stamp = None;
+        }
+    }
+
+    /// Reads one file, and adds the resources it gave or gives to `touched`; or returns when to try again.
+    fn read(
+        &mut self,
+        path: &Path,
+        stamp: Option<Stamp>,
+        touched: &mut BTreeSet<ResourceKey>,
+    ) -> Option<Duration> {
+        let manifest = match read_manifest(path) {
+            Ok(manifest) => manifest,
+            Err(again) => return Some(again),
+        };
         let file = self.files.entry(path.to_owned()).or_default();
         file.stamp = stamp;
-        let mut touched: BTreeSet<ResourceKey> = file.resources.keys().cloned().collect();
-        let manifest = read_manifest(path);
+        touched.extend(file.resources.keys().cloned());
         for (kind, line) in &manifest.ignored {
             if self.ignored.insert(kind.clone()) {
                 info!(file = %path.display(), line, kind, "the mesh is not made of this kind: it is left alone");
@@ -130,7 +155,7 @@ impl Directory {
         }
         file.adopt(manifest);
         touched.extend(file.resources.keys().cloned());
-        touched
+        None
     }
 
     /// Finds the owner of each resource in `touched` and what that changes.
@@ -220,17 +245,25 @@ impl Directory {
 }
 
 impl ManifestFile {
-    /// Reads a file that was never read before.
+    /// Reads a file that was never read before, when nobody is writing it any more.
     pub(super) fn read(path: &Path) -> Self {
         let mut file = Self::default();
-        file.adopt(read_manifest(path));
+        let manifest = loop {
+            match read_manifest(path) {
+                Ok(manifest) => break manifest,
+                Err(again) => std::thread::sleep(again),
+            }
+        };
+        file.adopt(manifest);
         file
     }
 
     /// Reads a file that is open already.
     pub(super) fn read_from(path: &Path, content: impl Read) -> Self {
         let mut file = Self::default();
-        file.adopt(match text_of(content) {
+        let mut bytes = Vec::new();
+        let read = content.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
+        file.adopt(match text(read.map(|_| bytes)) {
             Ok(text) => Manifest::parse(path, &text),
             Err(reason) => Manifest::unreadable(file_problem(path, reason)),
         });
@@ -337,24 +370,20 @@ pub(super) fn is_manifest(path: &Path) -> bool {
         .is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
-fn read_manifest(path: &Path) -> Manifest {
-    match read_bounded(path) {
-        Ok(text) => Manifest::parse(path, &text),
-        Err(reason) => Manifest::unreadable(file_problem(path, reason)),
+/// What a file says, or when to try again.
+fn read_manifest(path: &Path) -> Result<Manifest, Duration> {
+    match whole::read(path, MAX_FILE_BYTES + 1) {
+        Reading::Unfinished(again) => Err(again),
+        Reading::Done(bytes) => Ok(match text(bytes) {
+            Ok(text) => Manifest::parse(path, &text),
+            Err(reason) => Manifest::unreadable(file_problem(path, reason)),
+        }),
     }
 }
 
 /// A file's text, or why it cannot be had.
-fn read_bounded(path: &Path) -> Result<String, String> {
-    text_of(fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?)
-}
-
-fn text_of(content: impl Read) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    content
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot be read: {error}"))?;
+fn text(bytes: io::Result<Vec<u8>>) -> Result<String, String> {
+    let bytes = bytes.map_err(|error| format!("cannot be read: {error}"))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB: split it", MAX_FILE_BYTES >> 20));
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde::Serialize;
 
@@ -63,10 +64,18 @@ pub fn validate(paths: &[PathBuf], input: impl Read, root_namespace: &str) -> Va
         files.push((path, file));
     }
     let mut directory = Directory::new(directories);
-    let scan = directory.scan(|_| false);
+    let mut report = None;
+    loop {
+        let scan = directory.scan(|_| false);
+        report = scan.report.or(report);
+        match scan.again {
+            Some(again) => thread::sleep(again),
+            None => break,
+        }
+    }
 
     let mut problems: Vec<Problem> = files.iter().flat_map(|(_, file)| file.problems.clone()).collect();
-    problems.extend(scan.report.into_iter().flat_map(|report| report.problems));
+    problems.extend(report.into_iter().flat_map(|report| report.problems));
     let single = files
         .iter()
         .flat_map(|(path, file)| file.resources.iter().map(move |(key, given)| (path.as_path(), key, given)));

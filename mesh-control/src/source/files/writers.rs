@@ -1,6 +1,6 @@
-//! Which files somebody is writing, as far as events tell.
+//! Which files somebody is writing, and which were written to, as far as events tell.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use notify::EventKind;
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
 
 /// A file whose close is not seen by then is read as it is: the event may have been lost.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether a writer closed a file.
 pub(super) fn is_close(event: &notify::Event) -> bool {
@@ -19,12 +19,15 @@ pub(super) fn is_close(event: &notify::Event) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Writers {
     until: HashMap<PathBuf, Instant>,
+    written: HashSet<PathBuf>,
 }
 
 impl Writers {
     /// Learns from an event.
     pub(super) fn note(&mut self, event: &notify::Event) {
         let now = Instant::now();
+        let manifests = event.paths.iter().filter(|path| super::directory::is_manifest(path));
+        self.written.extend(manifests.cloned());
         match event.kind {
             EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File) => {
                 for path in event.paths.iter().filter(|path| super::directory::is_manifest(path)) {
@@ -45,6 +48,16 @@ impl Writers {
             _ => {}
         }
         self.until.retain(|_, until| *until > now);
+    }
+
+    /// The files that were written to, renamed or removed since this was last asked.
+    pub(super) fn take_written(&mut self) -> impl Iterator<Item = PathBuf> {
+        std::mem::take(&mut self.written).into_iter()
+    }
+
+    /// Whether there is something to look at: a file that was written to and is not being written any more.
+    pub(super) fn has_news(&self) -> bool {
+        self.until.is_empty() || self.written.iter().any(|path| !self.until.contains_key(path))
     }
 
     /// Whether the file may be half-written.
