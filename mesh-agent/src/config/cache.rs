@@ -10,11 +10,13 @@
 //! `envoy.service.discovery.v3.Resource`; at the end `END` (u32), the number of resources (u64) and the CRC-32
 //! of everything before it (u32). Format 1 was written by agents that did not ask for authorization policies.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use crc32fast::Hasher;
 use mesh_xds::proto::discovery::Resource;
 use prost::Message;
@@ -34,19 +36,19 @@ const END: u32 = u32::MAX;
 const MAX_RESOURCE: u32 = 16 << 20;
 
 /// What identifies a resource: its type URL and its name.
-pub type Key = (String, String);
+pub type Key = (Arc<str>, Arc<str>);
 
-/// What became of resources since the file was written: the new version, or `None` for one that is gone.
-pub type Changes = BTreeMap<Key, Option<Resource>>;
+/// What became of resources since the file was written: the new version, encoded, or `None` for one that is gone.
+pub type Changes = HashMap<Key, Option<Bytes>>;
 
-/// What the file holds.
-#[derive(Debug, Default)]
-pub struct LastGood {
-    /// The resources.
-    pub resources: Vec<Resource>,
-    /// Whether the policies among them are all there were. If not, it must not be served from: what they deny would
-    /// be allowed.
-    pub has_policies: bool,
+/// Whether the policies in the file are all there were. If not, it must not be served from: what they deny would be
+/// allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policies {
+    /// They are.
+    Complete,
+    /// There is no file, or it is from an agent that did not ask for policies.
+    Unknown,
 }
 
 /// Why the file cannot be used. It is then ignored and replaced by the next good state.
@@ -87,17 +89,17 @@ impl Cache {
         &self.path
     }
 
-    /// Reads all resources; none where there is no file yet.
+    /// Visits all resources, one at a time; none where there is no file yet.
     ///
     /// # Errors
-    /// When the file cannot be read or is damaged. Nothing of a damaged file is returned.
-    pub fn load(&self) -> Result<LastGood, CacheError> {
-        let mut resources = Vec::new();
-        let format = self.scan(|resource| {
-            resources.push(resource);
+    /// When the file cannot be read or is damaged, which may show only at its end: nothing that was visited may be used
+    /// then.
+    pub fn load(&self, mut visit: impl FnMut(Resource)) -> Result<Policies, CacheError> {
+        let format = self.scan(|resource, _| {
+            visit(resource);
             Ok(())
         })?;
-        Ok(LastGood { resources, has_policies: format == Some(FORMAT) })
+        Ok(if format == Some(FORMAT) { Policies::Complete } else { Policies::Unknown })
     }
 
     /// Replaces the file by one in which `changes` are done.
@@ -108,12 +110,8 @@ impl Cache {
         let fresh = self.path.with_extension("new");
         let io = |source| CacheError::Io { path: fresh.clone(), source };
         let mut output = Output::create(&fresh).map_err(io)?;
-        self.scan(|resource| {
-            if changes.contains_key(&key(&resource)) {
-                Ok(())
-            } else {
-                output.resource(&resource).map_err(io)
-            }
+        self.scan(|resource, encoded| {
+            if changes.contains_key(&key(&resource)) { Ok(()) } else { output.resource(encoded).map_err(io) }
         })?;
         for resource in changes.values().flatten() {
             output.resource(resource).map_err(io)?;
@@ -141,7 +139,7 @@ impl Cache {
     }
 
     /// Visits all resources and returns the format of the file, if there is one.
-    fn scan(&self, visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<Option<u32>, CacheError> {
+    fn scan(&self, visit: impl Visit) -> Result<Option<u32>, CacheError> {
         match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(CacheError::Io { path: self.path.clone(), source }),
@@ -153,10 +151,14 @@ impl Cache {
     }
 }
 
-/// The key of a resource.
-pub fn key(resource: &Resource) -> Key {
-    let type_url = resource.resource.as_ref().map(|any| any.type_url.clone()).unwrap_or_default();
-    (type_url, resource.name.clone())
+/// Is given each resource, and the same as it is encoded.
+trait Visit: FnMut(Resource, &[u8]) -> Result<(), CacheError> {}
+
+impl<F: FnMut(Resource, &[u8]) -> Result<(), CacheError>> Visit for F {}
+
+fn key(resource: &Resource) -> Key {
+    let type_url = resource.resource.as_ref().map(|any| any.type_url.as_str()).unwrap_or_default();
+    (type_url.into(), resource.name.as_str().into())
 }
 
 struct Input<'a, R> {
@@ -166,7 +168,7 @@ struct Input<'a, R> {
 }
 
 impl<R: Read> Input<'_, R> {
-    fn scan(mut self, mut visit: impl FnMut(Resource) -> Result<(), CacheError>) -> Result<u32, CacheError> {
+    fn scan(mut self, mut visit: impl Visit) -> Result<u32, CacheError> {
         if self.bytes::<8>()? != MAGIC {
             return Err(self.damaged("it is not a configuration file"));
         }
@@ -188,7 +190,7 @@ impl<R: Read> Input<'_, R> {
             self.fill(&mut buffer)?;
             let resource = Resource::decode(&*buffer)
                 .map_err(|error| self.damaged(format!("resource {count}: {error}")))?;
-            visit(resource)?;
+            visit(resource, &buffer)?;
             count += 1;
         }
         if u64::from_le_bytes(self.bytes()?) != count {
@@ -235,14 +237,14 @@ impl Output {
         Ok(output)
     }
 
-    fn resource(&mut self, resource: &Resource) -> io::Result<()> {
-        let bytes = resource.encode_to_vec();
-        let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_RESOURCE);
+    fn resource(&mut self, encoded: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(encoded.len()).ok().filter(|length| *length <= MAX_RESOURCE);
         let Some(length) = length else {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("resource {:?}", resource.name)));
+            let size = encoded.len();
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("a resource of {size} bytes")));
         };
         self.put(&length.to_le_bytes())?;
-        self.put(&bytes)?;
+        self.put(encoded)?;
         self.count += 1;
         Ok(())
     }

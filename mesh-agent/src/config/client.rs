@@ -22,7 +22,7 @@ use mesh_xds::transport::Transport;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::cache::{Cache, CacheWriter};
+use super::cache::{self, Cache, CacheWriter};
 use super::convert;
 use super::store::{Change, SharedSnapshot, Store};
 use crate::policy;
@@ -231,10 +231,9 @@ async fn tell_if_incomplete(mut state: watch::Receiver<ConfigState>) {
 /// Applies the last good configuration; returns the versions it holds and whether it can be served from.
 fn restore(cache: &Cache, store: &mut Store) -> Result<(Held, bool), String> {
     let begin = Instant::now();
-    let last_good = cache.load().map_err(|error| error.to_string())?;
     let mut held = Held::default();
-    let mut changes = Vec::with_capacity(last_good.resources.len());
-    for resource in last_good.resources {
+    let mut changes = Vec::new();
+    let policies = cache.load(|resource| {
         let is_policy = resource.resource.as_ref().is_some_and(|b| b.type_url == Authorization::type_url());
         let versions = if is_policy { &mut held.policies } else { &mut held.addresses };
         match read(&resource, store) {
@@ -253,8 +252,9 @@ fn restore(cache: &Cache, store: &mut Store) -> Result<(Held, bool), String> {
                 warn!(resource = resource.name, %reason, "left out of the last good configuration")
             }
         }
-    }
-    let ready = last_good.has_policies && !changes.is_empty();
+    });
+    let policies = policies.map_err(|error| error.to_string())?;
+    let ready = policies == cache::Policies::Complete && !changes.is_empty();
     store.stage(changes);
     if ready {
         store.publish();
@@ -369,14 +369,15 @@ impl Handler for ConfigHandler {
         for resource in &update.resources {
             match read(resource, store) {
                 Ok(change) => {
+                    let name = shared_name(&change).unwrap_or_else(|| resource.name.as_str().into());
+                    self.writer.put(&update.type_url, name, resource);
                     changes.push(change);
-                    self.writer.put(resource.clone());
                 }
                 Err(reason) => {
                     warn!(resource = resource.name, %reason, "refused; its last good version stays");
                     if are_policies && lacks_good_version(store, &resource.name) {
                         changes.push(unusable(&resource.name, resource.resource.as_ref(), &reason, store));
-                        self.writer.put(resource.clone());
+                        self.writer.put(&update.type_url, resource.name.as_str().into(), resource);
                     }
                     rejections.push(Rejection::new(&resource.name, reason));
                 }
@@ -385,7 +386,7 @@ impl Handler for ConfigHandler {
         for Rejection { name, reason } in &update.unreadable {
             if are_policies && !name.is_empty() && lacks_good_version(store, name) {
                 changes.push(unusable(name, None, reason, store));
-                self.writer.put(nothing_readable(name));
+                self.writer.put(&update.type_url, name.as_str().into(), &nothing_readable(name));
             }
         }
         for name in &update.removed {

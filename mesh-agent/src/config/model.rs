@@ -362,3 +362,17 @@ pub enum HealthPolicy {
     /// All.
     AllowAll,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Endpoint;
+    use crate::telemetry::ConnectionRecord;
+
+    /// There are many of them: a field more is megabytes more.
+    #[test]
+    fn what_there_are_many_of_is_small() {
+        let sizes = [size_of::<Workload>(), size_of::<Endpoint>(), size_of::<ConnectionRecord>()];
+        assert!(sizes.into_iter().zip([104, 16, 232]).all(|(size, limit)| size <= limit), "{sizes:?}");
+    }
+}

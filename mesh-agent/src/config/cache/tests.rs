@@ -11,16 +11,26 @@ fn resource(name: &str, version: &str) -> Resource {
     }
 }
 
-fn put(resource: Resource) -> (Key, Option<Resource>) {
-    (key(&resource), Some(resource))
+fn put(resource: Resource) -> (Key, Option<Bytes>) {
+    (key(&resource), Some(resource.encode_to_vec().into()))
 }
 
-fn gone(name: &str) -> (Key, Option<Resource>) {
-    (("t".to_owned(), name.to_owned()), None)
+fn gone(name: &str) -> (Key, Option<Bytes>) {
+    (("t".into(), name.into()), None)
+}
+
+fn load(cache: &Cache) -> Result<Vec<Resource>, CacheError> {
+    let mut resources = Vec::new();
+    cache.load(|resource| resources.push(resource))?;
+    Ok(resources)
+}
+
+fn policies(cache: &Cache) -> Policies {
+    cache.load(drop).unwrap()
 }
 
 fn versions(cache: &Cache) -> Vec<(String, String)> {
-    let mut all: Vec<_> = cache.load().unwrap().resources.into_iter().map(|r| (r.name, r.version)).collect();
+    let mut all: Vec<_> = load(cache).unwrap().into_iter().map(|r| (r.name, r.version)).collect();
     all.sort();
     all
 }
@@ -33,11 +43,11 @@ fn pair(name: &str, version: &str) -> (String, String) {
 fn changes_accumulate_over_files() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::new(directory.path());
-    assert!(cache.load().unwrap().resources.is_empty());
+    assert!(load(&cache).unwrap().is_empty());
     cache.merge(&Changes::from([put(resource("a", "1")), put(resource("b", "1"))])).unwrap();
     cache.merge(&Changes::from([put(resource("b", "2")), put(resource("c", "2")), gone("a")])).unwrap();
     assert_eq!(versions(&cache), [pair("b", "2"), pair("c", "2")]);
-    let value = &cache.load().unwrap().resources[0].resource.clone().unwrap().value;
+    let value = &load(&cache).unwrap()[0].resource.clone().unwrap().value;
     assert_eq!(&**value, b"b");
 }
 
@@ -51,13 +61,13 @@ fn any_damage_is_found_and_the_file_is_left_alone() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         fs::write(cache.path(), &bad).unwrap();
-        assert!(cache.load().is_err(), "byte {at} changed unnoticed");
+        assert!(load(&cache).is_err(), "byte {at} changed unnoticed");
         assert!(cache.merge(&Changes::from([put(resource("c", "1"))])).is_err());
         assert_eq!(fs::read(cache.path()).unwrap(), bad);
     }
     for length in 0..good.len() {
         fs::write(cache.path(), &good[..length]).unwrap();
-        assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })), "cut to {length} unnoticed");
+        assert!(matches!(load(&cache), Err(CacheError::Damaged { .. })), "cut to {length} unnoticed");
     }
     cache.clear().unwrap();
     cache.merge(&Changes::from([put(resource("c", "1"))])).unwrap();
@@ -72,11 +82,11 @@ async fn the_writer_brings_everything_to_disk_before_it_stops() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let task = tokio::spawn(writer.clone().run(async { drop(stopped.await) }, || panic!("not damaged")));
     for version in 0..50 {
-        writer.put(resource("a", &version.to_string()));
+        writer.put(&"t".into(), "a".into(), &resource("a", &version.to_string()));
         tokio::task::yield_now().await;
     }
-    writer.put(resource("b", "1"));
-    writer.remove("t", "b");
+    writer.put(&"t".into(), "b".into(), &resource("b", "1"));
+    writer.remove(&"t".into(), &"b".into());
     stop.send(()).unwrap();
     task.await.unwrap();
     assert_eq!(versions(&cache), [pair("a", "49")]);
@@ -90,9 +100,9 @@ async fn the_writer_says_when_the_state_is_lost() {
     let writer = CacheWriter::new(cache.clone());
     let (lost, mut told) = tokio::sync::mpsc::unbounded_channel();
     let task = tokio::spawn(writer.clone().run(std::future::pending(), move || lost.send(()).unwrap()));
-    writer.put(resource("a", "1"));
+    writer.put(&"t".into(), "a".into(), &resource("a", "1"));
     told.recv().await.unwrap();
-    assert!(cache.load().unwrap().resources.is_empty());
+    assert!(load(&cache).unwrap().is_empty());
     task.abort();
 }
 
@@ -101,7 +111,7 @@ fn a_file_from_before_there_were_policies_is_read_and_told_apart() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::new(directory.path());
     cache.merge(&Changes::from([put(resource("a", "1"))])).unwrap();
-    assert!(cache.load().unwrap().has_policies);
+    assert_eq!(policies(&cache), Policies::Complete);
 
     let mut old = fs::read(cache.path()).unwrap();
     old[8..12].copy_from_slice(&1_u32.to_le_bytes());
@@ -111,11 +121,11 @@ fn a_file_from_before_there_were_policies_is_read_and_told_apart() {
     old[end..].copy_from_slice(&sum.finalize().to_le_bytes());
     fs::write(cache.path(), &old).unwrap();
     assert_eq!(versions(&cache), [pair("a", "1")]);
-    assert!(!cache.load().unwrap().has_policies);
+    assert_eq!(policies(&cache), Policies::Unknown);
 
     cache.merge(&Changes::from([put(resource("b", "1"))])).unwrap();
     assert_eq!(versions(&cache), [pair("a", "1"), pair("b", "1")]);
-    assert!(cache.load().unwrap().has_policies);
+    assert_eq!(policies(&cache), Policies::Complete);
 }
 
 #[tokio::test]
@@ -125,7 +135,7 @@ async fn the_writer_writes_nothing_while_it_is_held() {
     for released in [false, true] {
         let writer = CacheWriter::new(cache.clone());
         writer.hold();
-        writer.put(resource("a", "1"));
+        writer.put(&"t".into(), "a".into(), &resource("a", "1"));
         if released {
             writer.release();
         }

@@ -1,22 +1,31 @@
 //! Writes changes to the cache beside the traffic: gathered for a while, in one file at a time.
+//!
+//! What is gathered lies encoded in large pieces of memory. A first synchronisation gathers the whole mesh, while the
+//! store takes it in: were each resource an allocation of its own, it would leave a hole beside each workload that
+//! stays.
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use mesh_xds::proto::discovery::Resource;
+use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, warn};
 
-use super::{Cache, CacheError, Changes, Key, key};
+use super::{Cache, CacheError, Changes};
 use crate::memory::give_back;
 
 /// The least time between two files.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Writing takes at most this part of the time: one in so many.
 const SHARE: u32 = 10;
+
+/// Size of the pieces of memory that encoded resources lie in.
+const PIECE: usize = 256 * 1024;
 
 /// So many changes leave memory behind that is worth giving back.
 const MANY: usize = 1_000;
@@ -31,10 +40,29 @@ pub struct CacheWriter {
 struct Shared {
     cache: Cache,
     /// Bounded by the number of resources in the mesh: a later change of a resource replaces the earlier one.
-    pending: Mutex<Changes>,
+    pending: Mutex<Pending>,
     changed: Notify,
     /// What is pending is not complete: the file keeps the state before it.
     held: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    changes: Changes,
+    /// Room for what comes next.
+    room: BytesMut,
+}
+
+impl Pending {
+    fn encode(&mut self, resource: &Resource) -> Bytes {
+        let length = resource.encoded_len();
+        if self.room.capacity() < length {
+            self.room = BytesMut::with_capacity(PIECE.max(length));
+        }
+        // It has room: nothing can fail.
+        let _ = resource.encode(&mut self.room);
+        self.room.split().freeze()
+    }
 }
 
 impl CacheWriter {
@@ -50,14 +78,19 @@ impl CacheWriter {
         }
     }
 
-    /// Notes that `resource` is the last good version.
-    pub fn put(&self, resource: Resource) {
-        self.note(key(&resource), Some(resource));
+    /// Notes that `resource`, called `name`, is the last good version.
+    pub fn put(&self, type_url: &Arc<str>, name: Arc<str>, resource: &Resource) {
+        let mut pending = self.pending();
+        let encoded = pending.encode(resource);
+        pending.changes.insert((Arc::clone(type_url), name), Some(encoded));
+        drop(pending);
+        self.shared.changed.notify_one();
     }
 
     /// Notes that a resource is gone.
-    pub fn remove(&self, type_url: &str, name: &str) {
-        self.note((type_url.to_owned(), name.to_owned()), None);
+    pub fn remove(&self, type_url: &Arc<str>, name: &Arc<str>) {
+        self.pending().changes.insert((Arc::clone(type_url), Arc::clone(name)), None);
+        self.shared.changed.notify_one();
     }
 
     /// Gathers without writing, until [`release`](Self::release): what comes next is complete only together.
@@ -135,20 +168,19 @@ impl CacheWriter {
         }
     }
 
-    fn note(&self, key: Key, change: Option<Resource>) {
-        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(key, change);
-        self.shared.changed.notify_one();
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Changes {
-        mem::take(&mut *self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner))
+        mem::take(&mut *self.pending()).changes
     }
 
     /// Returns changes that could not be written, below those that came meanwhile.
     fn put_back(&self, changes: Changes) {
-        let mut pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending();
         for (key, change) in changes {
-            pending.entry(key).or_insert(change);
+            pending.changes.entry(key).or_insert(change);
         }
     }
 }
