@@ -69,7 +69,7 @@ impl Workspace {
 
 /// The cargo that runs us. Never the first one in `PATH`: Debian's `cargo-web`, which the kernel programs may
 /// be built with, puts another there.
-fn cargo() -> PathBuf {
+pub(crate) fn cargo() -> PathBuf {
     let rustup = env::home_dir().map(|home| home.join(".cargo/bin/cargo")).filter(|cargo| cargo.exists());
     env::var_os("CARGO").map(PathBuf::from).or(rustup).unwrap_or_else(|| PathBuf::from("cargo"))
 }
