@@ -145,7 +145,7 @@ impl Authority {
 
         // authorize
         let identity = requested_identity(&request)?;
-        self.workloads.check(&agent.node, &identity).map_err(Refusal::NotAllowed)?;
+        self.workloads.allow(&agent.node, &identity).await.map_err(Refusal::NotAllowed)?;
 
         // sign
         let current = self.current.load_full().ok_or_else(|| Refusal::NothingSigns(self.nothing_signs()))?;

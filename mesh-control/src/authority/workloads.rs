@@ -6,16 +6,21 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use imbl::OrdMap;
 use mesh_xds::identity::Identity;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::model::{Kind, ObjectName, Pod, Resource};
 use crate::source::Change;
 
 /// Pods that a refusal names.
 const NAMED_PODS: usize = 3;
+/// An agent and this server learn of a new pod at about the same time: who is first waits for the other.
+const BEHIND: Duration = Duration::from_secs(2);
 
 /// A service account: what an identity is of.
 type Account = ObjectName;
@@ -61,15 +66,35 @@ impl fmt::Display for NotAllowed {
 pub(crate) struct Workloads {
     trust_domain: Arc<str>,
     current: ArcSwap<Snapshot>,
+    /// Told of every new snapshot.
+    changed: watch::Sender<()>,
 }
 
 impl Workloads {
     pub(super) fn new(trust_domain: &str) -> Self {
-        Self { trust_domain: trust_domain.into(), current: ArcSwap::default() }
+        Self {
+            trust_domain: trust_domain.into(),
+            current: ArcSwap::default(),
+            changed: watch::Sender::default(),
+        }
     }
 
-    /// Whether a node may have an identity now.
-    pub(super) fn check(&self, node: &str, identity: &Identity) -> Result<(), NotAllowed> {
+    /// Whether a node may have an identity now, or in a moment.
+    pub(super) async fn allow(&self, node: &str, identity: &Identity) -> Result<(), NotAllowed> {
+        let mut changes = self.changed.subscribe();
+        let until = Instant::now() + BEHIND;
+        loop {
+            let refusal = match self.check(node, identity) {
+                Err(refusal @ NotAllowed::NoPod { .. }) => refusal,
+                answer => return answer,
+            };
+            if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                return Err(refusal);
+            }
+        }
+    }
+
+    fn check(&self, node: &str, identity: &Identity) -> Result<(), NotAllowed> {
         if identity.trust_domain() != &self.trust_domain {
             let (identity, ours) = (identity.clone(), Arc::clone(&self.trust_domain));
             return Err(NotAllowed::TrustDomain { identity, ours });
@@ -116,6 +141,7 @@ impl WorkloadsWriter {
         }
         if changed {
             self.published.current.store(Arc::new(self.next.clone()));
+            self.published.changed.send_replace(());
         }
     }
 
@@ -210,6 +236,22 @@ mod tests {
         writer.apply(&[gone("b"), gone("c")]);
         let snapshot = workloads.current.load();
         assert!(snapshot.nodes.is_empty() && snapshot.accounts.is_empty(), "{snapshot:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_first_to_know_of_a_pod_waits_for_the_other() {
+        let (workloads, mut writer) = workloads();
+        let web = identity("web");
+        let asked = Instant::now();
+        let (allowed, ()) = tokio::join!(workloads.allow("n1", &web), async {
+            tokio::time::sleep(BEHIND / 4).await;
+            writer.apply(&[pod("other", "db", "n1", "")]);
+            tokio::time::sleep(BEHIND / 4).await;
+            writer.apply(&[pod("a", "web", "n1", "")]);
+        });
+        assert_eq!((allowed, asked.elapsed()), (Ok(()), BEHIND / 2));
+        assert!(workloads.allow("n2", &web).await.is_err());
+        assert_eq!(asked.elapsed(), BEHIND / 2 + BEHIND, "not for ever");
     }
 
     #[test]

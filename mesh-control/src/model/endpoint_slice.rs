@@ -42,6 +42,8 @@ pub struct SliceEndpoint {
     pub pod: Option<Arc<str>>,
     /// Whether it takes new connections.
     pub ready: bool,
+    /// Whether it is being ended but still answers.
+    pub draining: bool,
     /// Node it runs on.
     pub node: Arc<str>,
 }
@@ -96,6 +98,10 @@ impl SliceEndpoint {
             target.namespace.as_deref().is_none_or(|namespace| namespace == &*slice.namespace)
         });
         let addresses = endpoint.addresses.iter().enumerate();
+        let conditions = endpoint.conditions.unwrap_or_default();
+        let terminating = conditions.terminating.unwrap_or(false);
+        // Not said means ready, but what is terminating takes nothing new, even if it is still serving.
+        let ready = conditions.ready.unwrap_or(!terminating);
         Self {
             addresses: addresses
                 .filter_map(|(position, text)| {
@@ -103,10 +109,8 @@ impl SliceEndpoint {
                 })
                 .collect(),
             pod: local.and_then(|target| target.name).map(Arc::from),
-            // Not said means ready, but what is terminating takes nothing new, even if it is still serving.
-            ready: endpoint.conditions.is_none_or(|conditions| {
-                conditions.ready.unwrap_or(!conditions.terminating.unwrap_or(false))
-            }),
+            ready,
+            draining: !ready && terminating && conditions.serving.unwrap_or(false),
             node: endpoint.node_name.as_deref().unwrap_or_default().into(),
         }
     }
@@ -160,8 +164,8 @@ mod tests {
         assert_eq!(slice.service.as_deref(), Some("web"));
         assert_eq!(slice.ports, [SlicePort { name: "http".to_owned(), number: 8080 }]);
         let seen: Vec<_> =
-            slice.endpoints.iter().map(|endpoint| (endpoint.pod.as_deref(), endpoint.ready)).collect();
-        assert_eq!(seen, [(Some("web-a"), true), (None, false), (None, true)]);
+            slice.endpoints.iter().map(|found| (found.pod.as_deref(), found.ready, found.draining)).collect();
+        assert_eq!(seen, [(Some("web-a"), true, false), (None, false, true), (None, true, false)]);
     }
 
     #[test]

@@ -36,6 +36,13 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether it takes traffic.
     pub ready: bool,
+    /// Whether it is being ended.
+    pub terminating: bool,
+    /// Whether it is being ended but still answers.
+    pub draining: bool,
+    /// When it was started, in seconds since 1970, as far as is known: of two pods that say they have one address the
+    /// later one has it.
+    pub started: Option<i64>,
     /// Whether it came to its end and only its record is left.
     pub finished: bool,
     /// The object that made it.
@@ -75,13 +82,18 @@ impl Pod {
         let spec = object.spec.unwrap_or_default();
         let status = object.status.unwrap_or_default();
         let terminating = object.metadata.deletion_timestamp.is_some();
+        let ready = is_ready(&status);
+        let started = status.start_time.as_ref().or(object.metadata.creation_timestamp.as_ref());
         Self {
             addresses: addresses(&status, findings),
             node: spec.node_name.as_deref().unwrap_or_default().into(),
             service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
             enrolled: annotations::enrolled(&labels, &field!["metadata", "labels"], findings),
             host_network: spec.host_network.unwrap_or(false),
-            ready: is_ready(&status) && !terminating,
+            ready: ready && !terminating,
+            terminating,
+            draining: ready && terminating,
+            started: started.map(|time| time.0.as_second()),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             owner: Owner::of(&object.metadata, &labels),
             ports: named_ports(&spec, findings),
@@ -127,9 +139,13 @@ fn is_ready(status: &core::PodStatus) -> bool {
 
 fn named_ports(spec: &core::PodSpec, findings: &mut Findings) -> Vec<ContainerPort> {
     let mut named = Vec::new();
-    for (c, container) in spec.containers.iter().enumerate() {
+    // An init container that runs along with the others (a sidecar to Kubernetes) has ports that count.
+    let along = |container: &core::Container| container.restart_policy.as_deref() == Some("Always");
+    let init = spec.init_containers.iter().flatten().enumerate().filter(|(_, container)| along(container));
+    let all = spec.containers.iter().enumerate().map(|found| ("containers", found));
+    for (list, (c, container)) in all.chain(init.map(|found| ("initContainers", found))) {
         for (p, port) in container.ports.iter().flatten().enumerate() {
-            let place = || field!["spec", "containers", c, "ports", p, "containerPort"];
+            let place = || field!["spec", list, c, "ports", p, "containerPort"];
             let number = findings.port(port.container_port, place);
             let tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
             if let (Some(name), Some(number), true) = (&port.name, number, tcp) {
@@ -230,6 +246,22 @@ mod tests {
         assert!(!ready(condition("True"), true), "a pod that is going takes no new connections");
         assert!(ready(serde_json::json!({"phase": "Running"}), false));
         assert!(!ready(serde_json::json!({"phase": "Pending"}), false));
+    }
+
+    #[test]
+    fn named_ports_are_those_of_containers_that_stay() {
+        let (pod, problems) = pod(serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {
+                "containers": [{"name": "a", "ports": [{"name": "web", "containerPort": 80}]}],
+                "initContainers": [
+                    {"name": "b", "restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 81}]},
+                    {"name": "c", "ports": [{"name": "once", "containerPort": 82}]},
+                ],
+            },
+        }));
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(["web", "side", "once"].map(|name| pod.named_port(name)), [Some(80), Some(81), None]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Services.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
@@ -9,6 +10,11 @@ use mesh_xds::proto::workload::{AppProtocol, IpFamilies};
 use super::annotations;
 use super::findings::{FieldPath, Findings, field};
 use super::metadata::{ObjectName, Selector};
+
+/// Kubernetes' default for session affinity.
+const AFFINITY_SECONDS: u32 = 10_800;
+/// A day, the most that Kubernetes takes.
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// A service.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +33,8 @@ pub struct Service {
     pub node_local: bool,
     /// How clients choose among endpoints, where the service says so.
     pub traffic_distribution: Option<TrafficDistribution>,
+    /// For how many seconds after its last connection a client stays with its endpoint, if it does at all.
+    pub affinity_seconds: Option<u32>,
     /// Whether endpoints that are not ready are used as well.
     pub publish_not_ready: bool,
     /// Address families.
@@ -123,6 +131,7 @@ impl Service {
             ports: ports(&spec, findings),
             node_local: policy_is_local(&spec, findings),
             traffic_distribution: distribution.or(annotated),
+            affinity_seconds: affinity_seconds(&spec, findings),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             families: families(&spec, findings),
             selector: spec.selector.and_then(Selector::new),
@@ -135,7 +144,8 @@ impl Service {
     }
 }
 
-/// Cluster IPs, and addresses of a load balancer that leave the destination as it is.
+/// Cluster IPs, external IPs, and addresses of a load balancer that leave the destination as it is: all that kube-proxy
+/// translates.
 fn addresses(
     spec: &core::ServiceSpec,
     status: Option<&core::ServiceStatus>,
@@ -150,6 +160,9 @@ fn addresses(
     if let Some(text) = spec.cluster_ip.as_deref().filter(|text| listed.is_empty() && is_address(text)) {
         addresses.extend(findings.address(text, || field!["spec", "clusterIP"]));
     }
+    for (index, text) in spec.external_ips.iter().flatten().enumerate() {
+        addresses.extend(findings.address(text, || field!["spec", "externalIPs", index]));
+    }
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     for (index, ingress) in ingress.into_iter().flatten().enumerate() {
         let kept = ingress.ip_mode.as_deref() != Some("Proxy");
@@ -158,7 +171,36 @@ fn addresses(
                 .extend(findings.address(text, || field!["status", "loadBalancer", "ingress", index, "ip"]));
         }
     }
+    // A load balancer may have been given an external IP.
+    let mut seen = BTreeSet::new();
+    addresses.retain(|address| seen.insert(*address));
     addresses
+}
+
+fn affinity_seconds(spec: &core::ServiceSpec, findings: &mut Findings) -> Option<u32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => None,
+        Some("ClientIP") => {
+            let by_client =
+                spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+            let Some(seconds) = by_client.and_then(|config| config.timeout_seconds) else {
+                return Some(AFFINITY_SECONDS);
+            };
+            let read =
+                u32::try_from(seconds).ok().filter(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(seconds));
+            if read.is_none() {
+                let place = field!["spec", "sessionAffinityConfig", "clientIP", "timeoutSeconds"];
+                findings
+                    .refuse(place, format!("expected 1 to {MAX_AFFINITY_SECONDS} seconds, found {seconds}"));
+            }
+            read
+        }
+        Some(other) => {
+            let place = field!["spec", "sessionAffinity"];
+            findings.refuse(place, format!("expected None or ClientIP, found {other:?}"));
+            None
+        }
+    }
 }
 
 fn is_address(text: &str) -> bool {
@@ -286,6 +328,35 @@ mod tests {
         assert_eq!(dual.families, IpFamilies::Dual);
         let (headless, problems) = service(serde_json::json!({"clusterIP": "None", "clusterIPs": ["None"]}));
         assert!(headless.headless() && problems.is_empty());
+    }
+
+    #[test]
+    fn a_service_is_reached_by_all_that_kube_proxy_translates() {
+        let manifest = serde_json::json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+            "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1", "fd01::1"]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "192.0.2.2"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
+                {"hostname": "lb.example.com"},
+            ]}},
+        });
+        let mut findings = Findings::default();
+        let service = Service::read(serde_json::from_value(manifest).unwrap(), &mut findings);
+        let expected = ["10.96.0.1", "192.0.2.1", "fd01::1", "192.0.2.2"];
+        assert_eq!(service.addresses, expected.map(|address| address.parse::<IpAddr>().unwrap()));
+        assert!(!findings.refused());
+    }
+
+    #[test]
+    fn affinity_lasts_as_long_as_it_says() {
+        let seconds = |spec| service(spec).0.affinity_seconds;
+        assert_eq!(seconds(serde_json::json!({"sessionAffinity": "None"})), None);
+        assert_eq!(seconds(serde_json::json!({"sessionAffinity": "ClientIP"})), Some(10_800));
+        let config = |seconds: i32| serde_json::json!({"clientIP": {"timeoutSeconds": seconds}});
+        let spec =
+            |time| serde_json::json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config(time)});
+        assert_eq!(seconds(spec(30)), Some(30));
+        assert_eq!(service(spec(0)).1.len(), 1);
     }
 
     #[test]

@@ -70,8 +70,11 @@ pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec
         }
         let uid = format!("{}/{first}", mesh.uid(Kind::EndpointSlice, &slice.name));
         // An address that is listed twice is one endpoint; the first entry counts.
-        workloads.entry(uid.clone()).or_insert_with(|| Workload {
-            uid,
+        if workloads.contains_key(&uid) {
+            continue;
+        }
+        let mut workload = Workload {
+            uid: uid.clone(),
             name: slice.name.name.to_string(),
             namespace: namespace.to_string(),
             addresses: endpoint.addresses.iter().copied().map(octets).collect(),
@@ -83,7 +86,11 @@ pub(super) fn opaque(mesh: &Mesh, inputs: &Inputs, slice: &EndpointSlice) -> Vec
             cluster_id: mesh.cluster_id.clone(),
             network_mode: NetworkMode::HostNetwork.into(),
             ..Workload::default()
-        });
+        };
+        if endpoint.draining {
+            workload.set_terminating();
+        }
+        workloads.insert(uid, workload);
     }
     workloads.into_values().map(Output::from).collect()
 }

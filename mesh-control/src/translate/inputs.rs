@@ -3,7 +3,7 @@
 //! | output of | looks at |
 //! |---|---|
 //! | Service | the service, its namespace |
-//! | Pod | the pod, its namespace, its node, services and service entries that select it, slices that list it, policies for it |
+//! | Pod | the pod, its namespace, its node, services and service entries that select it, slices that list it, policies for it, pods that have one of its addresses |
 //! | EndpointSlice | the slice, its service, pods that have one of its addresses |
 //! | ServiceEntry | the entry, policies for its endpoints |
 //! | WorkloadEntry | the entry, services and service entries that select it, policies for it |
@@ -134,6 +134,17 @@ impl Inputs {
     /// Whether a pod of the namespace has the address for itself.
     pub(super) fn is_pod_address(&self, namespace: &str, address: &IpAddr) -> bool {
         self.pods_by_address.of(address).any(|pod| &*pod.namespace == namespace)
+    }
+
+    /// The addresses at which a pod is reached. One that another pod was given since is left out: until its record is
+    /// deleted, a pod that has ended may say it has an address that is another's.
+    pub(super) fn addresses_of(&self, pod: &Pod) -> Vec<IpAddr> {
+        let later = |other: &ObjectName, address: &IpAddr| {
+            let other = self.pods.get(other).filter(|other| other.network == pod.network);
+            other.is_some_and(|other| other.addresses.contains(address) && claim(other) > claim(pod))
+        };
+        let taken = |address: &IpAddr| self.pods_by_address.of(address).any(|other| later(other, address));
+        pod.addresses.iter().filter(|address| pod.host_network || !taken(address)).copied().collect()
     }
 
     fn insert(&mut self, resource: Resource, dirty: &mut Dirty) {
@@ -310,6 +321,9 @@ impl Inputs {
         dirty.insert(Item::Pod(pod.name.clone()));
         let listed = own_addresses(pod).flat_map(|address| self.slices_by_address.of(address));
         dirty.extend(listed.cloned().map(Item::EndpointSlice));
+        // Whoever says it has the same address has it now, or has it no longer.
+        let others = own_addresses(pod).flat_map(|address| self.pods_by_address.of(address));
+        dirty.extend(others.cloned().map(Item::Pod));
     }
 
     fn touch_service(&self, service: &Service, dirty: &mut Dirty) {
@@ -344,6 +358,11 @@ impl Inputs {
         };
         dirty.extend(self.workloads_by_label.candidates(namespace, selector));
     }
+}
+
+/// How well a pod's word for its address counts: one that is being ended may have given it back.
+fn claim(pod: &Pod) -> (bool, Option<i64>, &ObjectName) {
+    (!pod.terminating, pod.started, &pod.name)
 }
 
 /// Addresses that tell the pod: those of a node or of a pod that is no more do not.

@@ -6,9 +6,10 @@ use super::inputs::Inputs;
 use super::{Mesh, membership, mutual_tls, octets};
 use crate::model::{Kind, Labels, Locality, Pod};
 
-/// The workload of a pod; `None` while it has no address, and when it is done.
+/// The workload of a pod; `None` while it has no address of its own, and when it is done.
 pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Workload> {
-    if pod.addresses.is_empty() || pod.finished {
+    let addresses = inputs.addresses_of(pod);
+    if addresses.is_empty() || pod.finished {
         return None;
     }
     let namespace = inputs.namespaces.get(&pod.name.namespace);
@@ -19,7 +20,7 @@ pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Worklo
         uid: mesh.uid(Kind::Pod, &pod.name),
         name: pod.name.name.to_string(),
         namespace: pod.name.namespace.to_string(),
-        addresses: pod.addresses.iter().copied().map(octets).collect(),
+        addresses: addresses.into_iter().map(octets).collect(),
         network: network.unwrap_or_else(|| mesh.network.clone()),
         tunnel_protocol: if enrolled { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
         trust_domain: mesh.wire_trust_domain(),
@@ -36,6 +37,9 @@ pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Worklo
         network_mode: if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard }.into(),
         ..Workload::default()
     };
+    if pod.draining {
+        workload.set_terminating();
+    }
     if let Some(rules) = &pod.redirection {
         workload.set_traffic_redirection(rules);
     }

@@ -1,5 +1,6 @@
 //! Services and service entries as services of the protocol.
 
+use mesh_xds::proto::mesh::SessionAffinity;
 use mesh_xds::proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use mesh_xds::proto::workload::{IpFamilies, LoadBalancing, Port, Service};
 
@@ -9,7 +10,8 @@ use crate::model::{
     self, EntryEndpoints, Resolution, ServiceEntry, ServicePort, TargetPort, TrafficDistribution,
 };
 
-/// A Kubernetes service; `None` if it only stands for a name elsewhere, where there is nothing to balance.
+/// A Kubernetes service; `None` if it only stands for a name elsewhere (ExternalName), where there is nothing to balance:
+/// DNS leads clients to that name's addresses, and the mesh sees a connection to whatever is there.
 pub(super) fn kubernetes(mesh: &Mesh, inputs: &Inputs, service: &model::Service) -> Option<Service> {
     if service.external_name {
         return None;
@@ -20,7 +22,7 @@ pub(super) fn kubernetes(mesh: &Mesh, inputs: &Inputs, service: &model::Service)
         .traffic_distribution
         .or_else(|| namespace?.traffic_distribution)
         .unwrap_or(TrafficDistribution::Any);
-    Some(Service {
+    let mut translated = Service {
         name: name.name.to_string(),
         namespace: name.namespace.to_string(),
         hostname: mesh.hostname(name),
@@ -30,7 +32,11 @@ pub(super) fn kubernetes(mesh: &Mesh, inputs: &Inputs, service: &model::Service)
         ip_families: service.families.into(),
         canonical: true,
         ..Service::default()
-    })
+    };
+    if let Some(timeout_seconds) = service.affinity_seconds {
+        translated.set_session_affinity(&SessionAffinity { timeout_seconds });
+    }
+    Some(translated)
 }
 
 /// The services of a service entry, one for each host, and the workloads of its endpoints.

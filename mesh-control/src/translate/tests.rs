@@ -9,6 +9,7 @@ use crate::model::Resource;
 use crate::source::files::resources;
 
 mod incremental;
+mod kubernetes;
 mod policies;
 
 /// Translates manifests in one go.

@@ -76,6 +76,7 @@ const POD: &[(&str, Keep)] = &[
         Fields(&[
             ("conditions", Items(&Fields(&[("status", Whole), ("type", Whole)]))),
             ("phase", Whole),
+            ("startTime", Whole),
             ("podIP", Whole),
             ("podIPs", Items(&Fields(&[("ip", Whole)]))),
         ]),
