@@ -2,6 +2,7 @@
 //!
 //! It is a test as well: every scene says what it expects, and what does not come true ends it with an error.
 
+pub(crate) mod cluster;
 mod journey;
 mod scenes;
 mod servers;

@@ -1,5 +1,9 @@
 //! `cargo xtask cluster`: real Kubernetes clusters on this machine, without Docker. `mesh-lab` runs them; what they need is made here.
 
+mod demo;
+mod temporary;
+mod test;
+
 use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +13,7 @@ use crate::{
     build, ebpf,
     images::{self, Image},
     process, progress,
-    setup::{self, Purpose, kubernetes},
+    setup::{self, Purpose, helm, kubernetes},
     workspace::Workspace,
 };
 
@@ -32,6 +36,10 @@ enum Action {
     Build,
     /// Make a cluster; it stays until `down`.
     Up(UpOptions),
+    /// Show what the mesh does on a cluster, from `helm install` on.
+    Demo(demo::Options),
+    /// Run the tests that need a cluster, or those whose name contains FILTER.
+    Test(test::Options),
     /// What `mesh-lab cluster` does: down, status, kubectl, load, exec, stop, start. `--help` after one says more.
     #[command(external_subcommand)]
     Other(Vec<OsString>),
@@ -90,11 +98,13 @@ pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
         }
         Action::Up(up) => {
             let images = prepare(workspace)?;
-            make(workspace, &options.name, up, &images)?;
+            make(workspace, &options.name, up, &images, None)?;
             progress::good(format_args!("the cluster {} is up", options.name));
             progress::note(format_args!("cargo xtask cluster --name {} kubectl get pods -A", options.name));
             Ok(())
         }
+        Action::Demo(options) => demo::task(workspace, options),
+        Action::Test(options) => test::task(workspace, options),
         Action::Other(arguments) => {
             let mut command = lab(workspace, &options.name)?;
             command.args(arguments);
@@ -106,8 +116,14 @@ pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
     }
 }
 
-/// Makes a cluster.
-fn make(workspace: &Workspace, name: &str, options: &UpOptions, images: &[PathBuf]) -> Result<()> {
+/// Makes a cluster, which is stale once the process `owner` has ended.
+fn make(
+    workspace: &Workspace,
+    name: &str,
+    options: &UpOptions,
+    images: &[PathBuf],
+    owner: Option<u32>,
+) -> Result<()> {
     let mut command = lab(workspace, name)?;
     let kube_proxy = match options.kube_proxy {
         ProxyMode::Iptables => "iptables",
@@ -120,6 +136,9 @@ fn make(workspace: &Workspace, name: &str, options: &UpOptions, images: &[PathBu
         .arg(kubernetes::programs(workspace)?);
     for image in images {
         command.arg("--image").arg(image);
+    }
+    if let Some(owner) = owner {
+        command.args(["--owner", &owner.to_string()]);
     }
     let label = format!("cluster {name} ({} nodes, {})", options.nodes, options.cni.name());
     process::quietly(workspace, &label, &mut command)
@@ -153,4 +172,11 @@ pub(crate) fn load(workspace: &Workspace, archives: &[PathBuf]) -> Result<()> {
     let mut command = lab(workspace, &name)?;
     command.arg("load").args(archives);
     process::quietly(workspace, &format!("images into the cluster {name}"), &mut command)
+}
+
+/// The arguments that say where Helm and the chart are.
+fn chart(workspace: &Workspace) -> Result<[OsString; 4]> {
+    let helm = helm::find(workspace).context("Helm is missing: run `cargo xtask setup`")?;
+    let chart = workspace.root().join("deploy/chart");
+    Ok(["--helm".into(), helm.into(), "--chart".into(), chart.into()])
 }

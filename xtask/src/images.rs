@@ -218,6 +218,13 @@ pub(crate) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// All images that the cluster's tests run, from programs that are built already.
+pub(crate) fn write_for_tests(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let programs = workspace.target().join(Profile::Dev.folder());
+    let images = [Image::mesh_agent(&programs), Image::mesh_control(&programs), Image::mesh_lab(&programs)?];
+    images.iter().map(|image| write_if_older(workspace, image)).collect()
+}
+
 /// Writes an image's archive, unless there is one that is newer than all that goes in.
 pub(crate) fn write_if_older(workspace: &Workspace, image: &Image) -> Result<PathBuf> {
     let output = default_output(workspace);

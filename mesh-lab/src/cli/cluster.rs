@@ -12,6 +12,7 @@ use mesh_lab::cluster::{Cluster, CniPlugin, ProxyMode, Settings};
 use mesh_lab::state::{self, ProcessId};
 
 use super::labs::print_table;
+use crate::demo::{self, cluster::ClusterDemoArguments};
 
 #[derive(Debug, Args)]
 pub(crate) struct ClusterArguments {
@@ -73,6 +74,8 @@ enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Show what the mesh does on this cluster, which must have its images
+    Demo(ClusterDemoArguments),
     /// Stop a part, such as kube-apiserver or kubelet-node1
     Stop {
         /// The part
@@ -108,6 +111,7 @@ pub(super) fn run(arguments: ClusterArguments) -> anyhow::Result<()> {
             archives.iter().try_for_each(|archive| cluster.load(archive))?;
         }
         Action::Exec { machine, command } => return Err(super::labs::exec(&name, &machine, &command)),
+        Action::Demo(arguments) => demo::cluster::run(&Cluster::open(&name)?, &arguments)?,
         Action::Stop { part } => Cluster::open(&name)?.part(&part)?.stop()?,
         Action::Start { part } => Cluster::open(&name)?.part(&part)?.start()?,
     }

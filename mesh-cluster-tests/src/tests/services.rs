@@ -1,0 +1,94 @@
+//! The kinds of services, for enrolled pods.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::world::{ENROLLED, PORT, World, ensure_nothing_failed};
+
+pub(super) fn services_are_reached_by_name_and_by_cluster_ip(world: &World) -> Result<()> {
+    let namespace = world.namespace("services", &[ENROLLED])?;
+    namespace.echo("web", 2, None)?;
+    namespace.client("client", Some("node1"))?;
+    for pod in namespace.pods("web")?.iter().map(String::as_str).chain(["client"]) {
+        namespace.wait_for_enrolment(pod, true)?;
+    }
+    let service = world.cluster().get(&["service", "web", "--namespace", namespace.name()])?;
+    let addresses: Vec<IpAddr> = service["spec"]["clusterIPs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address.as_str()?.parse().ok())
+        .collect();
+    ensure!(addresses.len() == 2, "a service has one address of each family: {service}");
+    let name = namespace.name();
+    let names = [format!("web.{name}"), format!("web.{name}.svc.cluster.local"), "web".to_owned()];
+    let targets = addresses.iter().map(|address| SocketAddr::new(*address, 80).to_string()).chain(names);
+    for target in targets {
+        let report = namespace.requests("client", &["http", &format!("http://{target}")], 40)?;
+        ensure_nothing_failed(&report)?;
+        ensure!(report.pods.len() == 2, "{target} is not balanced over both pods:\n{report}");
+    }
+    Ok(())
+}
+
+pub(super) fn headless_services_are_reached_by_the_names_of_their_pods(world: &World) -> Result<()> {
+    let namespace = world.namespace("headless", &[ENROLLED])?;
+    namespace.echo("web", 1, Some("node2"))?;
+    let headless = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "each" },
+        "spec": { "clusterIP": "None", "selector": { "app": "web" }, "ports": [{ "name": "http", "port": PORT }] },
+    });
+    namespace.apply(&headless.to_string())?;
+    namespace.client("client", Some("node1"))?;
+    namespace.wait_for_enrolment("client", true)?;
+    let url = format!("http://each.{}:{PORT}", namespace.name());
+    // Until the name is there.
+    let report = namespace
+        .wait_for_requests("each pod answers", "client", &["http", &url], |report| report.failed == 0)?;
+    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    ensure!(report.pods.contains_key(&server), "{report}");
+    Ok(())
+}
+
+pub(super) fn node_ports_are_reached_from_outside(world: &World) -> Result<()> {
+    let namespace = world.namespace("nodeport", &[ENROLLED])?;
+    namespace.echo("web", 1, Some("node2"))?;
+    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    namespace.wait_for_enrolment(&server, true)?;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "outside" },
+        "spec": {
+            "type": "NodePort",
+            "selector": { "app": "web" },
+            "ports": [{ "name": "http", "port": 80, "targetPort": PORT }],
+        },
+    });
+    namespace.apply(&service.to_string())?;
+    let service = world.cluster().get(&["service", "outside", "--namespace", namespace.name()])?;
+    let port = service.pointer("/spec/ports/0/nodePort").and_then(serde_json::Value::as_u64);
+    let port = port.context("no node port was given")?;
+    let outside = world.cluster().lab().host("control")?;
+    // By way of the server's own node and of another one.
+    for node in world.cluster().nodes() {
+        let address = node.machine().ipv4().context("a node without an address")?;
+        let url = format!("http://{address}:{port}/");
+        let ask = || -> Result<String> {
+            let curl =
+                outside.program("curl")?.args(["--silent", "--fail", "--max-time", "3", &url]).output()?;
+            ensure!(curl.status.success(), "curl {url}: {}", curl.status);
+            Ok(curl.stdout)
+        };
+        let within = crate::world::EFFECT;
+        let answer = world
+            .cluster()
+            .wait_until(&format!("{url} answers"), within, |_| ask().map_err(|error| format!("{error:#}")))?;
+        ensure!(answer.contains(&server), "{answer}");
+    }
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! What the tests of one cluster share: the cluster, the chart, and how servers and clients are made.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+pub(crate) use mesh_lab::cluster::workloads::ECHO_PORT as PORT;
+use mesh_lab::cluster::{Chart, Cluster, workloads};
+use mesh_lab::traffic::Report;
+use serde_json::{Value, json};
+
+/// How long the mesh may take to act on a change; it takes milliseconds, where the machine has time.
+pub(crate) const EFFECT: Duration = Duration::from_secs(30);
+/// The label that enrols a namespace, or a pod.
+pub(crate) const ENROLLED: &str = "istio.io/dataplane-mode=ambient";
+
+/// The cluster with the mesh on it.
+#[derive(Debug)]
+pub(crate) struct World {
+    cluster: Cluster,
+    chart: Chart,
+    namespaces: AtomicUsize,
+}
+
+impl World {
+    pub(crate) fn new(cluster: Cluster, chart: Chart) -> Self {
+        Self { cluster, chart, namespaces: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub(crate) fn chart(&self) -> &Chart {
+        &self.chart
+    }
+
+    /// Installs the chart, as its users do.
+    pub(crate) fn install(&self) -> Result<()> {
+        self.chart.install(&self.cluster, "{}")?;
+        Ok(())
+    }
+
+    /// A namespace that nobody else has; with all in it, it is gone when this is dropped.
+    pub(crate) fn namespace(&self, name: &str, labels: &[&str]) -> Result<Namespace<'_>> {
+        let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace { world: self, name: format!("{name}-{number}") };
+        self.cluster.kubectl(["create", "namespace", &namespace.name])?;
+        for label in labels {
+            namespace.label(label)?;
+        }
+        Ok(namespace)
+    }
+
+    /// What may explain a failure.
+    pub(crate) fn state(&self) -> String {
+        let ask = |arguments: &[&str]| {
+            self.cluster.kubectl(arguments.iter().copied()).unwrap_or_else(|error| error.to_string())
+        };
+        let agents = [
+            "logs",
+            "--namespace=mesh-system",
+            "--selector=app.kubernetes.io/name=mesh-agent",
+            "--tail=15",
+            "--prefix",
+        ];
+        let control = [
+            "logs",
+            "--namespace=mesh-system",
+            "--selector=app.kubernetes.io/name=mesh-control",
+            "--tail=15",
+            "--prefix",
+        ];
+        [ask(&["get", "pods", "--all-namespaces", "--output=wide"]), ask(&agents), ask(&control)].join("\n")
+    }
+
+    /// Runs `meshctl` on a node and returns what it says, as JSON.
+    pub(crate) fn meshctl(&self, node: &str, arguments: &[&str]) -> Result<Value> {
+        let agent = self.agent(node)?;
+        let command: Vec<&str> =
+            ["meshctl"].iter().chain(arguments).chain(&["--output=json"]).copied().collect();
+        let text = self.cluster.exec_output(self.chart.namespace(), &agent, &command)?;
+        serde_json::from_str(&text).with_context(|| format!("meshctl {arguments:?} printed {text}"))
+    }
+
+    /// The name of the agent's pod on a node.
+    pub(crate) fn agent(&self, node: &str) -> Result<String> {
+        let field = format!("--field-selector=spec.nodeName={node}");
+        let found = self.cluster.get(&[
+            "pods",
+            "--namespace",
+            self.chart.namespace(),
+            "--selector=app.kubernetes.io/name=mesh-agent",
+            &field,
+        ])?;
+        let mut names =
+            items(&found).filter_map(|pod| Some(pod.pointer("/metadata/name")?.as_str()?.to_owned()));
+        names.next().with_context(|| format!("no agent runs on {node}"))
+    }
+}
+
+/// The objects of a list.
+pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// A load must not have lost anything.
+pub(crate) fn ensure_nothing_failed(report: &Report) -> Result<()> {
+    ensure!(report.failed == 0 && report.succeeded > 0, "requests were lost:\n{report}");
+    Ok(())
+}
+
+/// A namespace of a test.
+#[derive(Debug)]
+pub(crate) struct Namespace<'a> {
+    world: &'a World,
+    name: String,
+}
+
+impl Namespace<'_> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn cluster(&self) -> &Cluster {
+        self.world.cluster()
+    }
+
+    /// Gives the namespace a label, or with `name-` takes it away.
+    pub(crate) fn label(&self, label: &str) -> Result<()> {
+        self.cluster().kubectl(["label", "namespace", &self.name, label, "--overwrite"])?;
+        Ok(())
+    }
+
+    /// Applies manifests here.
+    pub(crate) fn apply(&self, manifests: &str) -> Result<()> {
+        let mut named = String::new();
+        for document in manifests.split("\n---\n") {
+            let mut object: Value = serde_json::from_str(document)?;
+            object["metadata"]["namespace"] = json!(self.name);
+            named.push_str(&format!("---\n{object}\n"));
+        }
+        Ok(self.cluster().apply(&named)?)
+    }
+
+    /// Echo servers behind a service of the same name, ready.
+    pub(crate) fn echo(&self, name: &str, replicas: u32, node: Option<&str>) -> Result<()> {
+        self.cluster().apply(&workloads::echo_servers(&self.name, name, replicas, node))?;
+        Ok(self.cluster().wait_for_rollout(&self.name, &format!("deployment/{name}"))?)
+    }
+
+    /// A pod to run programs in.
+    pub(crate) fn client(&self, name: &str, node: Option<&str>) -> Result<()> {
+        self.cluster().apply(&workloads::client(&self.name, name, node))?;
+        self.wait_for_pod(name)
+    }
+
+    /// Waits until a pod is ready.
+    pub(crate) fn wait_for_pod(&self, name: &str) -> Result<()> {
+        let pod = format!("pod/{name}");
+        self.cluster().kubectl([
+            "wait",
+            "--namespace",
+            &self.name,
+            &pod,
+            "--for=condition=Ready",
+            "--timeout=90s",
+        ])?;
+        Ok(())
+    }
+
+    /// Sends requests from a pod, and tells what became of them.
+    pub(crate) fn requests(&self, client: &str, target: &[&str], number: u32) -> Result<Report> {
+        let number = number.to_string();
+        let options = ["--requests", &number, "--new-connection-per-request", "--timeout=3", "--output=json"];
+        let command: Vec<&str> =
+            ["mesh-lab", "traffic"].iter().chain(target).chain(&options).copied().collect();
+        // Failed requests are told by the exit status as well.
+        let output = self.cluster().exec(&self.name, client, &command)?;
+        serde_json::from_str(&output.stdout)
+            .with_context(|| format!("no report of {target:?}:\n{}{}", output.stdout, output.stderr))
+    }
+
+    /// Waits until requests from a pod do as `reached` says.
+    pub(crate) fn wait_for_requests(
+        &self,
+        what: &str,
+        client: &str,
+        target: &[&str],
+        reached: impl Fn(&Report) -> bool,
+    ) -> Result<Report> {
+        Ok(self.cluster().wait_until(what, EFFECT, |_| match self.requests(client, target, 5) {
+            Ok(report) if reached(&report) => Ok(report),
+            Ok(report) => Err(report.to_string()),
+            Err(error) => Err(format!("{error:#}")),
+        })?)
+    }
+
+    /// A field of an object of this namespace.
+    pub(crate) fn field(&self, kind: &str, name: &str, pointer: &str) -> Result<String> {
+        let object = self.cluster().get(&[kind, name, "--namespace", &self.name])?;
+        let text = object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        text.with_context(|| format!("{kind} {name} has no {pointer}"))
+    }
+
+    /// Whether the agent of a pod's node has it in the mesh.
+    pub(crate) fn is_enrolled(&self, pod: &str) -> Result<bool> {
+        let node = self.field("pod", pod, "/spec/nodeName")?;
+        let pods = self.world.meshctl(&node, &["pods"])?;
+        let known = |entry: &&Value| entry["namespace"] == self.name.as_str() && entry["name"] == pod;
+        Ok(pods
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(known)
+            .is_some_and(|entry| entry["state"] == "enrolled"))
+    }
+
+    /// Waits until the mesh has, or has not, a pod.
+    pub(crate) fn wait_for_enrolment(&self, pod: &str, enrolled: bool) -> Result<()> {
+        let what = format!("{pod} is {}in the mesh", if enrolled { "" } else { "not " });
+        Ok(self.cluster().wait_until(&what, EFFECT, |_| match self.is_enrolled(pod) {
+            Ok(is) if is == enrolled => Ok(()),
+            Ok(is) => Err(format!("enrolled: {is}")),
+            Err(error) => Err(format!("{error:#}")),
+        })?)
+    }
+
+    /// The pods of a deployment.
+    pub(crate) fn pods(&self, app: &str) -> Result<Vec<String>> {
+        let selector = format!("--selector=app={app}");
+        let found = self.cluster().get(&["pods", "--namespace", &self.name, &selector])?;
+        Ok(items(&found)
+            .filter_map(|pod| Some(pod.pointer("/metadata/name")?.as_str()?.to_owned()))
+            .collect())
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        // Nobody waits for its end; where it cannot be removed, the cluster's end does it.
+        let _ = self.cluster().kubectl(["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
