@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::traffic::{Progress, Report};
 
@@ -143,11 +142,22 @@ pub struct PodLoad<'a> {
 }
 
 /// A line of what `mesh-lab traffic --follow` prints.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum Line {
-    Report { report: Report },
+    Report(Report),
     Progress(Progress),
+}
+
+impl Line {
+    /// By hand: of an untagged enum serde would not read maps whose keys are numbers.
+    fn parse(text: &str) -> serde_json::Result<Self> {
+        match serde_json::from_str(text)? {
+            Value::Object(mut line) if line.contains_key("report") => {
+                serde_json::from_value(line.remove("report").unwrap_or_default()).map(Self::Report)
+            }
+            line => serde_json::from_value(line).map(Self::Progress),
+        }
+    }
 }
 
 impl PodLoad<'_> {
@@ -158,7 +168,7 @@ impl PodLoad<'_> {
     pub fn progress(&self) -> Result<Progress, ClusterError> {
         match self.last_line()? {
             Line::Progress(progress) => Ok(progress),
-            Line::Report { report } => Err(self.unreadable(format!("the load has ended:\n{report}"))),
+            Line::Report(report) => Err(self.unreadable(format!("the load has ended:\n{report}"))),
         }
     }
 
@@ -201,7 +211,7 @@ impl PodLoad<'_> {
         self.cluster.exec_output(&self.namespace, &self.name, &["kill", "-TERM", "1"])?;
         let what = format!("{} {} has summed up", self.namespace, self.name);
         let report = self.cluster.wait_until(&what, TURN, |_| match self.last_line() {
-            Ok(Line::Report { report }) => Ok(report),
+            Ok(Line::Report(report)) => Ok(report),
             Ok(Line::Progress(_)) => Err("it goes on".to_owned()),
             Err(error) => Err(error.to_string()),
         })?;
@@ -211,7 +221,7 @@ impl PodLoad<'_> {
 
     fn last_line(&self) -> Result<Line, ClusterError> {
         let text = self.cluster.kubectl(["logs", "--namespace", &self.namespace, &self.name, "--tail=1"])?;
-        serde_json::from_str(&text).map_err(|error| self.unreadable(format!("{error} in {text:?}")))
+        Line::parse(&text).map_err(|error| self.unreadable(format!("{error} in {text:?}")))
     }
 
     fn unreadable(&self, said: String) -> ClusterError {
