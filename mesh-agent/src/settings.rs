@@ -193,6 +193,12 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_CGROUP_ROOT", value_name = "DIRECTORY")]
     pub cgroup_root: Option<PathBuf>,
 
+    /// Cgroup of the kubelet, below the root of the cgroup2 hierarchy, such as `system.slice/kubelet.service`. Its
+    /// connections reach pods past the agent, those of the node's other processes do not. Repeat for more; by default the
+    /// places where distributions have it are looked at.
+    #[arg(long = "kubelet-cgroup", env = "MESH_KUBELET_CGROUP", value_name = "PATH", value_delimiter = ',')]
+    pub kubelet_cgroups: Vec<PathBuf>,
+
     /// Unix socket for meshctl; in the run directory by default.
     #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,

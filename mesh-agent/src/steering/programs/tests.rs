@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::steering::host::testing::in_namespace;
-use crate::steering::{CoreListeners, PassageKey};
+use crate::steering::{CoreListeners, ListenerPair, PassageKey};
 
 const NEXT: u32 = u32::MAX;
 const TO_STACK: u32 = 0;
@@ -50,8 +50,13 @@ impl Bench {
         let pins = Pins::open(&bpffs.path().join("agent")).unwrap();
         let (programs, mut maps, passages, _) = load(&pins).unwrap();
         assert_eq!(programs.no_cgroup_programs(), None);
-        maps.set_config(Config { mark_mask: 0x3000, capture_mark: 0x1000, agent_mark: 0x2000, listeners: 0 })
-            .unwrap();
+        maps.set_config(Config {
+            mark_mask: 0x3000,
+            capture_mark: 0x1000,
+            agent_mark: 0x2000,
+            ..Config::default()
+        })
+        .unwrap();
         let pod = Pod { id: 1, flags: ENROLLED, device: DEVICE, rules: 0 };
         maps.set_pod(&Address::from(IpAddr::from(CLIENT)), pod).unwrap();
         maps.set_pod(&Address::from(IpAddr::from(CLIENT_V6)), pod).unwrap();
@@ -63,7 +68,8 @@ impl Bench {
     fn listen(&mut self) -> [TcpListener; 2] {
         let sockets = ["127.0.0.1:0", "[::1]:0"].map(|address| TcpListener::bind(address).unwrap());
         let [v4, v6] = &sockets;
-        self.maps.set_listeners(&[CoreListeners { v4: Some(v4.as_fd()), v6: Some(v6.as_fd()) }]).unwrap();
+        let pair = ListenerPair { v4: Some(v4.as_fd()), v6: Some(v6.as_fd()) };
+        self.maps.set_listeners(&[CoreListeners { steered: pair, around: pair }]).unwrap();
         sockets
     }
 
@@ -75,7 +81,7 @@ impl Bench {
         let (mut context_out, mut after) = (context_in, vec![0; packet.len()]);
         let result = self
             .programs
-            .steer()
+            .of_devices(Hook::Steer)
             .unwrap()
             .test_run(TestRunOptions {
                 data_in: Some(packet),
@@ -94,13 +100,28 @@ impl Bench {
         let (answered, after, mark) = self.run(packet, 0xf0);
         assert_eq!(answered, answer, "{outcome:?}");
         assert_eq!(after, packet, "{outcome:?}");
-        assert_eq!(mark, if answer == TO_STACK { 0x10f0 } else { 0xf0 }, "{outcome:?}");
+        let expected = match outcome.effect() {
+            Effect::Capture => 0x10f0,
+            // So that `guard` lets it go on.
+            Effect::Pass if is_decided(outcome) && self.goes_to_enrolled(packet) => 0x20f0,
+            _ => 0xf0,
+        };
+        assert_eq!(mark, expected, "{outcome:?}");
         for ((index, now), then) in self.counts().into_iter().enumerate().zip(before) {
             assert!(
                 !is_packet(Outcome::ALL[index]) || now - then == u64::from(index == outcome as usize),
                 "{outcome:?}"
             );
         }
+    }
+
+    /// Whether a packet's destination is an enrolled pod.
+    fn goes_to_enrolled(&self, packet: &[u8]) -> bool {
+        let destination: IpAddr = match packet[12..14] {
+            [0x08, 0x00] => <[u8; 4]>::try_from(&packet[30..34]).unwrap().into(),
+            _ => <[u8; 16]>::try_from(&packet[38..54]).unwrap().into(),
+        };
+        self.maps.pod(&destination.into()).is_some_and(|pod| pod.is_enrolled())
     }
 
     fn counts(&self) -> Vec<u64> {
@@ -112,6 +133,12 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = umount2(self.bpffs.path(), MntFlags::MNT_DETACH);
     }
+}
+
+/// Whether a packet that passes was looked at as far as its connection.
+fn is_decided(outcome: Outcome) -> bool {
+    use Outcome::{Excluded, FailOpen, Flow, NoSocket, Verdict};
+    matches!(outcome, Excluded | FailOpen | Flow | NoSocket | Verdict)
 }
 
 fn ethernet(protocol: u16, payload: &[u8]) -> Vec<u8> {

@@ -1,8 +1,12 @@
 use super::*;
 use crate::steering::host::testing::{in_namespace_async, shell};
 
-const ROUTING: PolicyRouting =
-    PolicyRouting { mark: Mark { value: 0x1000, mask: 0x3000 }, table: 15_109, preference: 99 };
+const ROUTING: PolicyRouting = PolicyRouting {
+    mark: Mark { value: 0x1000, mask: 0x3000 },
+    around: Mark { value: 0x3000, mask: 0x3000 },
+    table: 15_109,
+    preference: 99,
+};
 
 /// Everything that the module could leave behind, as iproute2 shows it.
 fn state() -> String {
@@ -24,13 +28,14 @@ fn installs_twice_as_once_and_removes_every_trace() {
                 "{rules}"
             );
             assert!(rules.contains("100:\tfrom all fwmark 0x1000/0x3000 lookup 15109 proto 109"), "{rules}");
+            assert!(rules.contains("102:\tfrom all fwmark 0x3000/0x3000 lookup 15109 proto 109"), "{rules}");
             assert!(rules.contains("101:\tfrom all fwmark 0x1000/0x3000 nop proto 109"), "{rules}");
             let routes = shell(&format!("ip {family} route show table 15109"));
             assert!(routes.contains("local default dev lo proto 109"), "{routes}");
         }
         ROUTING.install().await.unwrap();
         assert_eq!(state(), installed);
-        assert_eq!(remove().await.unwrap(), 8);
+        assert_eq!(remove().await.unwrap(), 10);
         assert_eq!(state(), before);
         assert_eq!(remove().await.unwrap(), 0);
     });
