@@ -48,12 +48,14 @@ struct TestAuthority {
 impl Authority for Arc<TestAuthority> {
     async fn sign(&self, identity: &Identity, csr: &str) -> Result<Vec<String>, AuthorityError> {
         self.asked.lock().unwrap().push(identity.service_account().to_string());
+        // The answer of now: one that a test changes while the request is under way is for those that are asked later.
+        let answer = self.answer.lock().unwrap().clone();
         let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_under_way.fetch_max(under_way, Ordering::SeqCst);
         self.clock.sleep(Duration::from_millis(10)).await;
         self.under_way.fetch_sub(1, Ordering::SeqCst);
 
-        let (issuer, answer) = (self.issuer.lock().unwrap().clone(), self.answer.lock().unwrap().clone());
+        let issuer = self.issuer.lock().unwrap().clone();
         let now = self.clock.now();
         let leaf = Leaf { not_before: now, not_after: now + LIFETIME, ..Leaf::workload(identity) };
         let mut parts = answer(&issuer, identity, csr, leaf)
