@@ -23,7 +23,14 @@ const CLIENTS_PER_SHARD: usize = 4096;
 /// Where clients were sent.
 #[derive(Debug, Default)]
 pub(super) struct Affinity {
-    shards: [Mutex<HashMap<Client, Sent>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    sent: HashMap<Client, Sent>,
+    /// Nothing is forgotten before: while a full shard has nobody to forget, new clients need not look through it.
+    next_end: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,7 +51,7 @@ impl Affinity {
     pub(super) fn last(&self, client: IpAddr, service: &ServiceName, now: Instant) -> Option<Arc<str>> {
         let client = Client { address: client, service: service.clone() };
         let shard = self.shard(&client)?.lock().unwrap_or_else(PoisonError::into_inner);
-        shard.get(&client).filter(|sent| now < sent.until).map(|sent| Arc::clone(&sent.endpoint))
+        shard.sent.get(&client).filter(|sent| now < sent.until).map(|sent| Arc::clone(&sent.endpoint))
     }
 
     /// Remembers where a connection went, for `time` from `now` on.
@@ -59,19 +66,31 @@ impl Affinity {
         let client = Client { address: client, service: service.clone() };
         let Some(shard) = self.shard(&client) else { return };
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= CLIENTS_PER_SHARD && !shard.contains_key(&client) {
-            shard.retain(|_, sent| now < sent.until);
-            if shard.len() >= CLIENTS_PER_SHARD {
-                return;
-            }
+        let until = now + time;
+        if shard.sent.len() >= CLIENTS_PER_SHARD && !shard.sent.contains_key(&client) && !shard.make_room(now)
+        {
+            return;
         }
-        shard.insert(client, Sent { endpoint: Arc::clone(endpoint), until: now + time });
+        shard.next_end = Some(shard.next_end.map_or(until, |end| end.min(until)));
+        shard.sent.insert(client, Sent { endpoint: Arc::clone(endpoint), until });
     }
 
-    fn shard(&self, client: &Client) -> Option<&Mutex<HashMap<Client, Sent>>> {
+    fn shard(&self, client: &Client) -> Option<&Mutex<Shard>> {
         let mut hasher = DefaultHasher::new();
         client.hash(&mut hasher);
         self.shards.get(usize::try_from(hasher.finish()).unwrap_or_default() % SHARDS)
+    }
+}
+
+impl Shard {
+    /// Forgets those whose time is over; whether there were any.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.next_end.is_some_and(|end| now < end) {
+            return false;
+        }
+        self.sent.retain(|_, sent| now < sent.until);
+        self.next_end = self.sent.values().map(|sent| sent.until).min();
+        self.sent.len() < CLIENTS_PER_SHARD
     }
 }
 
@@ -101,8 +120,8 @@ mod tests {
         let (affinity, start) = (Affinity::default(), Instant::now());
         let web = service_name("web");
         let count = |now| {
-            let of = |shard: &Mutex<HashMap<Client, Sent>>| {
-                shard.lock().unwrap().values().filter(|sent| now < sent.until).count()
+            let of = |shard: &Mutex<Shard>| {
+                shard.lock().unwrap().sent.values().filter(|sent| now < sent.until).count()
             };
             affinity.shards.iter().map(of).sum::<usize>()
         };
