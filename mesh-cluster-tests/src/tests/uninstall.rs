@@ -4,18 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_lab::cluster::{Node, SteadyLoad};
+use mesh_lab::cluster::{Node, PodLoad, SteadyLoad};
 
-use crate::world::{ENROLLED, World, ensure_nothing_failed, items};
+use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed, items};
 
 pub(super) fn an_upgrade_costs_no_request(world: &World) -> Result<()> {
     let namespace = world.namespace("upgrade", &[ENROLLED])?;
-    namespace.echo("web", 2, None)?;
-    let url = format!("http://web.{}", namespace.name());
-    let load =
-        SteadyLoad::http(namespace.name(), "load", &url).new_connection_per_request().from_node("node1");
-    let load = world.cluster().start_load(&load)?;
-    namespace.wait_for_enrolment("load", true)?;
+    let load = load_on_a_service(world, &namespace)?;
     // Other values are another template of every pod.
     world.chart().install(world.cluster(), "{log: {level: debug}}")?;
     load.wait_for_more(100, Duration::from_secs(60))?;
@@ -26,12 +21,7 @@ pub(super) fn an_upgrade_costs_no_request(world: &World) -> Result<()> {
 
 pub(super) fn uninstalling_leaves_nothing(world: &World) -> Result<()> {
     let namespace = world.namespace("uninstall", &[ENROLLED])?;
-    namespace.echo("web", 2, None)?;
-    let url = format!("http://web.{}", namespace.name());
-    let load =
-        SteadyLoad::http(namespace.name(), "load", &url).new_connection_per_request().from_node("node1");
-    let load = world.cluster().start_load(&load)?;
-    namespace.wait_for_enrolment("load", true)?;
+    let load = load_on_a_service(world, &namespace)?;
     let nodes: Vec<_> = world.cluster().nodes().collect();
     for node in &nodes {
         ensure!(
@@ -66,6 +56,17 @@ pub(super) fn uninstalling_leaves_nothing(world: &World) -> Result<()> {
         ensure!(left.is_empty(), "{kind} that are left: {left:?}");
     }
     Ok(())
+}
+
+/// Two enrolled servers, and a load on them that opens a connection for each request.
+fn load_on_a_service<'a>(world: &'a World, namespace: &Namespace<'_>) -> Result<PodLoad<'a>> {
+    namespace.echo("web", 2, None)?;
+    let url = format!("http://web.{}", namespace.name());
+    let load =
+        SteadyLoad::http(namespace.name(), "load", &url).new_connection_per_request().from_node("node1");
+    let load = world.cluster().start_load(&load)?;
+    namespace.wait_for_enrolment("load", true)?;
+    Ok(load)
 }
 
 /// What a mesh changes on a node.
