@@ -47,8 +47,8 @@ fn changes_accumulate_over_files() {
     cache.merge(&Changes::from([put(resource("a", "1")), put(resource("b", "1"))])).unwrap();
     cache.merge(&Changes::from([put(resource("b", "2")), put(resource("c", "2")), gone("a")])).unwrap();
     assert_eq!(versions(&cache), [pair("b", "2"), pair("c", "2")]);
-    let value = &load(&cache).unwrap()[0].resource.clone().unwrap().value;
-    assert_eq!(&**value, b"b");
+    let changed = load(&cache).unwrap().into_iter().find(|resource| resource.name == "b");
+    assert_eq!(&*changed.unwrap().resource.unwrap().value, b"b");
 }
 
 #[test]
