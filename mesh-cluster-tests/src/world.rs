@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 pub(crate) use mesh_lab::cluster::workloads::ECHO_PORT as PORT;
 use mesh_lab::cluster::{Chart, Cluster, workloads};
 use mesh_lab::traffic::Report;
@@ -104,6 +104,16 @@ pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list["items"].as_array().into_iter().flatten()
 }
 
+/// A policy that refuses plain text in its namespace.
+pub(crate) fn strict() -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": { "name": "default" },
+        "spec": { "mtls": { "mode": "STRICT" } },
+    })
+}
+
 /// A load must not have lost anything.
 pub(crate) fn ensure_nothing_failed(report: &Report) -> Result<()> {
     ensure!(report.failed == 0 && report.succeeded > 0, "requests were lost:\n{report}");
@@ -132,15 +142,16 @@ impl Namespace<'_> {
         Ok(())
     }
 
-    /// Applies manifests here.
-    pub(crate) fn apply(&self, manifests: &str) -> Result<()> {
-        let mut named = String::new();
-        for document in manifests.split("\n---\n") {
-            let mut object: Value = serde_json::from_str(document)?;
-            object["metadata"]["namespace"] = json!(self.name);
-            named.push_str(&format!("---\n{object}\n"));
-        }
-        Ok(self.cluster().apply(&named)?)
+    /// Applies an object here.
+    pub(crate) fn apply(&self, mut object: Value) -> Result<()> {
+        object["metadata"]["namespace"] = json!(self.name);
+        Ok(self.cluster().apply(&object.to_string())?)
+    }
+
+    /// Deletes an object of this namespace, and waits until it is gone.
+    pub(crate) fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        self.cluster().kubectl(["delete", kind, name, "--namespace", &self.name, "--wait"])?;
+        Ok(())
     }
 
     /// Echo servers behind a service of the same name, ready.
@@ -151,8 +162,34 @@ impl Namespace<'_> {
 
     /// A pod to run programs in.
     pub(crate) fn client(&self, name: &str, node: Option<&str>) -> Result<()> {
-        self.cluster().apply(&workloads::client(&self.name, name, node))?;
+        self.client_with(name, node, |_| ())
+    }
+
+    /// A pod to run programs in, with something changed in its specification.
+    pub(crate) fn client_with(
+        &self,
+        name: &str,
+        node: Option<&str>,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<()> {
+        let mut pod: Value = serde_json::from_str(&workloads::client(&self.name, name, node))?;
+        change(&mut pod["spec"]);
+        self.cluster().apply(&pod.to_string())?;
         self.wait_for_pod(name)
+    }
+
+    /// A pod to run programs in, with a service account of its own name.
+    pub(crate) fn client_of_its_own(&self, name: &str, node: &str) -> Result<()> {
+        self.cluster().kubectl(["create", "serviceaccount", name, "--namespace", &self.name])?;
+        self.client_with(name, Some(node), |spec| spec["serviceAccountName"] = json!(name))
+    }
+
+    /// The only pod of a deployment.
+    pub(crate) fn only_pod(&self, app: &str) -> Result<String> {
+        let pods = self.pods(app)?;
+        <[String; 1]>::try_from(pods)
+            .map(|[pod]| pod)
+            .map_err(|pods| anyhow!("one pod of {app}, not {pods:?}"))
     }
 
     /// Waits until a pod is ready.
@@ -196,9 +233,14 @@ impl Namespace<'_> {
         })?)
     }
 
+    /// An object of this namespace.
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        Ok(self.cluster().get(&[kind, name, "--namespace", &self.name])?)
+    }
+
     /// A field of an object of this namespace.
     pub(crate) fn field(&self, kind: &str, name: &str, pointer: &str) -> Result<String> {
-        let object = self.cluster().get(&[kind, name, "--namespace", &self.name])?;
+        let object = self.get(kind, name)?;
         let text = object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         text.with_context(|| format!("{kind} {name} has no {pointer}"))
     }

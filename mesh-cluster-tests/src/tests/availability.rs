@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mesh_lab::cluster::{PodLoad, SteadyLoad};
+use serde_json::json;
 
 use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed, items};
 
@@ -39,6 +40,28 @@ pub(super) fn scaling_up_and_down_costs_no_request(world: &World) -> Result<()> 
             Ok(pods) => Err(pods.join(" ")),
             Err(error) => Err(error.to_string()),
         })?;
+        Ok(())
+    })
+}
+
+pub(super) fn draining_a_node_costs_no_request(world: &World) -> Result<()> {
+    under_load(world, "drain", 2, |namespace, _| {
+        let budget = json!({
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": { "name": "web" },
+            "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } },
+        });
+        namespace.apply(budget)?;
+        // The load itself, and the cluster's only DNS server, would be missed.
+        let these = "--pod-selector=app=web";
+        for node in ["node1", "node2"] {
+            let drained =
+                world.cluster().kubectl(["drain", node, "--ignore-daemonsets", these, "--timeout=120s"]);
+            world.cluster().kubectl(["uncordon", node])?;
+            drained?;
+            world.cluster().wait_for_rollout(namespace.name(), "deployment/web")?;
+        }
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ pub(super) fn connections_live_on_when_pods_are_enrolled_and_leave(world: &World
     let url = format!("http://web.{}", namespace.name());
     let old = SteadyLoad::http(namespace.name(), "old", &url).connections(CONNECTIONS).from_node("node1");
     let old = world.cluster().start_load(&old)?;
-    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    let server = namespace.only_pod("web")?;
     ensure!(!namespace.is_enrolled(&server)?, "nobody has enrolled the namespace yet");
 
     namespace.label(ENROLLED)?;

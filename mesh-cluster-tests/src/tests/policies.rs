@@ -1,22 +1,13 @@
 //! What policies refuse, and what they must not.
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::world::{ENROLLED, PORT, World, ensure_nothing_failed};
-
-fn strict() -> Value {
-    json!({
-        "apiVersion": "security.istio.io/v1",
-        "kind": "PeerAuthentication",
-        "metadata": { "name": "default" },
-        "spec": { "mtls": { "mode": "STRICT" } },
-    })
-}
+use crate::world::{ENROLLED, PORT, World, ensure_nothing_failed, strict};
 
 pub(super) fn probes_pass_where_plain_text_is_refused(world: &World) -> Result<()> {
     let namespace = world.namespace("probes", &[ENROLLED])?;
-    namespace.apply(&strict().to_string())?;
+    namespace.apply(strict())?;
     // It is ready only when the kubelet's probe gets an answer.
     namespace.echo("web", 1, Some("node2"))?;
     namespace.client("friend", Some("node1"))?;
@@ -37,7 +28,7 @@ pub(super) fn a_policy_refuses_and_says_which(world: &World) -> Result<()> {
     let namespace = world.namespace("policy", &[ENROLLED])?;
     namespace.echo("web", 1, Some("node2"))?;
     namespace.client("client", Some("node1"))?;
-    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    let server = namespace.only_pod("web")?;
     for pod in ["client", &server] {
         namespace.wait_for_enrolment(pod, true)?;
     }
@@ -49,7 +40,7 @@ pub(super) fn a_policy_refuses_and_says_which(world: &World) -> Result<()> {
         "metadata": { "name": "nobody" },
         "spec": { "selector": { "matchLabels": { "app": "web" } } },
     });
-    namespace.apply(&deny.to_string())?;
+    namespace.apply(deny)?;
     namespace.wait_for_requests("nobody gets in", "client", &target, |report| report.succeeded == 0)?;
     let pod = format!("{}/{server}", namespace.name());
     let address = namespace.field("pod", &server, "/status/podIP")?;

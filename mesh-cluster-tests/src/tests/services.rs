@@ -42,22 +42,80 @@ pub(super) fn headless_services_are_reached_by_the_names_of_their_pods(world: &W
         "metadata": { "name": "each" },
         "spec": { "clusterIP": "None", "selector": { "app": "web" }, "ports": [{ "name": "http", "port": PORT }] },
     });
-    namespace.apply(&headless.to_string())?;
+    namespace.apply(headless)?;
     namespace.client("client", Some("node1"))?;
     namespace.wait_for_enrolment("client", true)?;
     let url = format!("http://each.{}:{PORT}", namespace.name());
     // Until the name is there.
     let report = namespace
         .wait_for_requests("each pod answers", "client", &["http", &url], |report| report.failed == 0)?;
-    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    let server = namespace.only_pod("web")?;
     ensure!(report.pods.contains_key(&server), "{report}");
+    Ok(())
+}
+
+pub(super) fn a_service_keeps_a_client_at_one_pod_where_it_is_to(world: &World) -> Result<()> {
+    let namespace = world.namespace("affinity", &[ENROLLED])?;
+    namespace.echo("web", 4, None)?;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "sticky" },
+        "spec": {
+            "selector": { "app": "web" },
+            "sessionAffinity": "ClientIP",
+            "ports": [{ "name": "http", "port": 80, "targetPort": PORT }],
+        },
+    });
+    namespace.apply(service)?;
+    namespace.client("client", Some("node1"))?;
+    for pod in namespace.pods("web")?.iter().map(String::as_str).chain(["client"]) {
+        namespace.wait_for_enrolment(pod, true)?;
+    }
+    let url = format!("http://sticky.{}", namespace.name());
+    namespace
+        .wait_for_requests("the service answers", "client", &["http", &url], |report| report.failed == 0)?;
+    let report = namespace.requests("client", &["http", &url], 40)?;
+    ensure_nothing_failed(&report)?;
+    ensure!(report.pods.len() == 1, "a client was sent to more than one pod:\n{report}");
+    Ok(())
+}
+
+pub(super) fn a_service_that_stays_on_the_node_refuses_where_it_has_no_pod(world: &World) -> Result<()> {
+    let namespace = world.namespace("local", &[ENROLLED])?;
+    namespace.echo("web", 1, Some("node2"))?;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "here" },
+        "spec": {
+            "selector": { "app": "web" },
+            "internalTrafficPolicy": "Local",
+            "ports": [{ "name": "http", "port": 80, "targetPort": PORT }],
+        },
+    });
+    namespace.apply(service)?;
+    let url = format!("http://here.{}", namespace.name());
+    for (client, node) in [("near", "node2"), ("far", "node1")] {
+        namespace.client(client, Some(node))?;
+        namespace.wait_for_enrolment(client, true)?;
+    }
+    namespace.wait_for_requests("the pod of the own node answers", "near", &["http", &url], |report| {
+        report.failed == 0
+    })?;
+    let report = namespace.requests("far", &["http", &url], 3)?;
+    ensure!(report.succeeded == 0, "a pod of another node has answered:\n{report}");
+    let log = world.cluster().logs(world.chart().namespace(), &world.agent("node1")?)?;
+    let said =
+        log.lines().find(|line| line.contains("here.") && line.contains("internalTrafficPolicy: Local"));
+    ensure!(said.is_some(), "the access log of node1 does not say why:\n{log}");
     Ok(())
 }
 
 pub(super) fn node_ports_are_reached_from_outside(world: &World) -> Result<()> {
     let namespace = world.namespace("nodeport", &[ENROLLED])?;
     namespace.echo("web", 1, Some("node2"))?;
-    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    let server = namespace.only_pod("web")?;
     namespace.wait_for_enrolment(&server, true)?;
     let service = json!({
         "apiVersion": "v1",
@@ -69,7 +127,7 @@ pub(super) fn node_ports_are_reached_from_outside(world: &World) -> Result<()> {
             "ports": [{ "name": "http", "port": 80, "targetPort": PORT }],
         },
     });
-    namespace.apply(&service.to_string())?;
+    namespace.apply(service)?;
     let service = world.cluster().get(&["service", "outside", "--namespace", namespace.name()])?;
     let port = service.pointer("/spec/ports/0/nodePort").and_then(serde_json::Value::as_u64);
     let port = port.context("no node port was given")?;

@@ -19,6 +19,21 @@ pub(super) fn an_upgrade_costs_no_request(world: &World) -> Result<()> {
     ensure_nothing_failed(&load.stop()?)
 }
 
+pub(super) fn a_new_node_takes_pods_once_its_agent_serves(world: &World) -> Result<()> {
+    const TAINT: &str = "mesh-agent/not-ready";
+    // Nobody but an agent that is told of it takes it away.
+    let taint = format!("{TAINT}=:NoSchedule");
+    world.cluster().kubectl(["taint", "nodes", "node2", &taint, "--overwrite"])?;
+    let released = world.chart().install(world.cluster(), &format!("{{agent: {{startupTaint: {TAINT}}}}}"));
+    let left = world.cluster().get(&["node", "node2"])?["spec"]["taints"].clone();
+    if !left.is_null() {
+        world.cluster().kubectl(["taint", "nodes", "node2", &format!("{TAINT}-")])?;
+    }
+    released?;
+    ensure!(left.is_null(), "the agent serves, and pods still wait for it: {left}");
+    world.install()
+}
+
 pub(super) fn uninstalling_leaves_nothing(world: &World) -> Result<()> {
     let namespace = world.namespace("uninstall", &[ENROLLED])?;
     let load = load_on_a_service(world, &namespace)?;

@@ -17,7 +17,7 @@ pub(super) fn enrolled_pods_speak_in_tls_between_nodes_only(world: &World) -> Re
     ensure!(before.contains(SECRET.as_bytes()), "the capture does not see what is sent in plain text");
 
     namespace.label(ENROLLED)?;
-    let [server] = <[String; 1]>::try_from(namespace.pods("web")?).unwrap_or_default();
+    let server = namespace.only_pod("web")?;
     for pod in ["client", &server] {
         namespace.wait_for_enrolment(pod, true)?;
     }

@@ -1,0 +1,174 @@
+//! The ways to a pod that do not lead through the devices of pods and the uplinks of nodes as other traffic does.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use mesh_lab::process::Program;
+use serde_json::json;
+
+use crate::world::{EFFECT, ENROLLED, Namespace, PORT, World, strict};
+
+const NODES: [&str; 2] = ["node1", "node2"];
+const HOST_PORT: u16 = 18_080;
+
+pub(super) fn nothing_reaches_a_pod_around_the_policy(world: &World) -> Result<()> {
+    let namespace = world.namespace("around", &[ENROLLED])?;
+    let stranger = world.namespace("around-stranger", &[])?;
+    server(&namespace, "web", Some(HOST_PORT))?;
+    namespace.client("friend", Some("node1"))?;
+    for pod in ["web", "friend"] {
+        namespace.wait_for_enrolment(pod, true)?;
+    }
+    for node in NODES {
+        stranger.client(&format!("pod-{node}"), Some(node))?;
+        stranger
+            .client_with(&format!("host-{node}"), Some(node), |spec| spec["hostNetwork"] = json!(true))?;
+    }
+    let ways = ways(world, &namespace, &stranger)?;
+    let friend = Way {
+        name: "an enrolled pod".to_owned(),
+        from: From::Pod(&namespace, "friend".to_owned()),
+        url: format!("http://web.{}/", namespace.name()),
+    };
+    let expect = |way: &Way<'_>, reached: bool, when: &str| -> Result<()> {
+        let what = format!("{when}: {} {}", way.name, if reached { "gets an answer" } else { "is refused" });
+        Ok(world.cluster().wait_until(&what, EFFECT, |_| match way.reaches(world) {
+            Ok(does) if does == reached => Ok(()),
+            Ok(_) => Err(format!("{} {}", way.url, if reached { "does not answer" } else { "answers" })),
+            Err(error) => Err(format!("{error:#}")),
+        })?)
+    };
+    let all = |reached: bool, when: &str| ways.iter().try_for_each(|way| expect(way, reached, when));
+    all(true, "without a policy")?;
+
+    namespace.apply(strict())?;
+    all(false, "STRICT")?;
+    expect(&friend, true, "STRICT")?;
+    server(&namespace, "probed-under-strict", None)?;
+    namespace.delete("peerauthentication", "default")?;
+    all(true, "after STRICT")?;
+
+    let deny = json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": "nobody" },
+        "spec": {},
+    });
+    namespace.apply(deny)?;
+    all(false, "where nobody is let in")?;
+    expect(&friend, false, "where nobody is let in")?;
+    server(&namespace, "probed-where-nobody-gets-in", None)?;
+    // Both were ready before, and the kubelet goes on asking.
+    for pod in ["web", "probed-under-strict"] {
+        namespace.wait_for_pod(pod)?;
+    }
+    let log = world.cluster().logs(world.chart().namespace(), &world.agent("node2")?)?;
+    let refusals = log.lines().filter(|line| line.contains(namespace.name()) && line.contains("nobody"));
+    ensure!(refusals.count() >= ways.len(), "the access log does not name the policy each time:\n{log}");
+    namespace.delete("authorizationpolicy", "nobody")?;
+    all(true, "in the end")
+}
+
+/// A server on node2 that is ready once the kubelet has got an answer.
+fn server(namespace: &Namespace<'_>, name: &str, host_port: Option<u16>) -> Result<()> {
+    namespace.client_with(name, Some("node2"), |spec| {
+        let container = &mut spec["containers"][0];
+        container["command"] = json!(["mesh-lab", "echo", format!("--listen={PORT}")]);
+        container["readinessProbe"] = json!({ "httpGet": { "path": "/", "port": PORT }, "periodSeconds": 1 });
+        if let Some(port) = host_port {
+            container["ports"] = json!([{ "containerPort": PORT, "hostPort": port }]);
+        }
+    })
+}
+
+/// A way to the server.
+struct Way<'a> {
+    name: String,
+    from: From<'a>,
+    url: String,
+}
+
+enum From<'a> {
+    /// A machine outside of the cluster.
+    Outside,
+    /// A process of a node.
+    Node(&'static str),
+    /// A pod.
+    Pod(&'a Namespace<'a>, String),
+}
+
+impl Way<'_> {
+    /// Whether there is an answer.
+    fn reaches(&self, world: &World) -> Result<bool> {
+        let curl = |program: Program| -> Result<bool> {
+            let arguments = ["--silent", "--fail", "--globoff", "--max-time", "3", &self.url];
+            Ok(program.args(arguments).output()?.status.success())
+        };
+        match &self.from {
+            From::Outside => curl(world.cluster().lab().host("control")?.program("curl")?),
+            From::Node(node) => curl(world.cluster().node(node)?.program("curl")?),
+            From::Pod(namespace, pod) => Ok(namespace.requests(pod, &["http", &self.url], 1)?.succeeded > 0),
+        }
+    }
+}
+
+/// All ways to the server that do not lead through the mesh on the client's side.
+fn ways<'a>(world: &World, namespace: &Namespace<'_>, stranger: &'a Namespace<'a>) -> Result<Vec<Way<'a>>> {
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": {
+            "type": "NodePort",
+            "selector": { "app": "web" },
+            "ipFamilyPolicy": "PreferDualStack",
+            "ports": [{ "name": "http", "port": 80, "targetPort": PORT }],
+        },
+    });
+    namespace.apply(service)?;
+    let service = namespace.get("service", "web")?;
+    let node_port = service.pointer("/spec/ports/0/nodePort").and_then(serde_json::Value::as_u64);
+    let node_port = u16::try_from(node_port.context("no node port was given")?)?;
+    let pod = namespace.get("pod", "web")?;
+    let pod_addresses = listed(&pod["status"]["podIPs"], |entry| entry["ip"].as_str());
+    let service_addresses = listed(&service["spec"]["clusterIPs"], |entry| entry.as_str());
+    ensure!(
+        pod_addresses.len() == 2 && service_addresses.len() == 2,
+        "one address of each family: {service}"
+    );
+
+    let mut ways = Vec::new();
+    let mut add = |name: String, from: From<'a>, address: IpAddr, port: u16| {
+        let url = format!("http://{}/", SocketAddr::new(address, port));
+        ways.push(Way { name: format!("{name} at {url}"), from, url });
+    };
+    for node in world.cluster().nodes() {
+        for address in node.machine().addresses().iter() {
+            add(format!("a node port of {}, from outside,", node.name()), From::Outside, address, node_port);
+            let pod = From::Pod(stranger, "pod-node1".to_owned());
+            add(format!("a node port of {}, from a pod,", node.name()), pod, address, node_port);
+        }
+    }
+    for address in world.cluster().node("node2")?.machine().addresses().iter() {
+        add("a host port, from outside,".to_owned(), From::Outside, address, HOST_PORT);
+    }
+    let everywhere = pod_addresses.iter().map(|address| (*address, PORT));
+    let everywhere: Vec<_> =
+        everywhere.chain(service_addresses.iter().map(|address| (*address, 80))).collect();
+    for node in NODES {
+        for (address, port) in &everywhere {
+            add(format!("a process of {node}"), From::Node(node), *address, *port);
+            for kind in ["host", "pod"] {
+                let pod = format!("{kind}-{node}");
+                let kind = if kind == "host" { "a pod in the network of" } else { "a pod of" };
+                add(format!("{kind} {node}"), From::Pod(stranger, pod), *address, *port);
+            }
+        }
+    }
+    Ok(ways)
+}
+
+/// The addresses in a list of an object.
+fn listed(list: &serde_json::Value, address: impl Fn(&serde_json::Value) -> Option<&str>) -> Vec<IpAddr> {
+    list.as_array().into_iter().flatten().filter_map(|entry| address(entry)?.parse().ok()).collect()
+}
