@@ -16,7 +16,7 @@ pub mod device;
 pub mod kubernetes;
 pub mod reconciler;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -34,6 +34,8 @@ pub struct DesiredPods {
     pub pods: Vec<Arc<LocalPod>>,
     /// Whether these are all of them. While they are not, others that are steered already go on being steered.
     pub complete: bool,
+    /// The uids of those that are on their way out of the mesh: enrolled still, until the others no longer open tunnels to them.
+    pub leaving: HashSet<Arc<str>>,
     /// What is wrong with a pod's own settings, by uid. The pod has its last good ones, or the defaults.
     pub problems: HashMap<Arc<str>, String>,
 }

@@ -3,11 +3,12 @@
 //! `istio.io/dataplane-mode: ambient` on a pod or on its namespace enrols it, `none` on the pod keeps it out; the
 //! pod's word counts before the namespace's. Which of its traffic is steered says the pod itself
 //! ([`annotations`]). A pod whose traffic is steered gets the annotation `ambient.istio.io/redirection: enabled`
-//! ([`marker`]).
+//! ([`marker`]), and loses it a moment before it is steered no longer ([`departure`]).
 //!
 //! The watches resume by themselves, with backoff. While the API is away, what is known stays.
 
 mod annotations;
+mod departure;
 mod marker;
 mod translate;
 
@@ -25,6 +26,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use self::marker::Marker;
@@ -91,20 +93,24 @@ impl KubernetesSource {
             Arc::clone(&self.settings.cluster),
             pods.clone(),
             self.statuses,
+            desired.subscribe(),
             Arc::clone(&changed),
         );
         let follow = async {
             let mut translator = Translator::new(self.settings);
             let (mut pods_listed, mut namespaces_listed) = (false, false);
             loop {
+                let departure = translator.next_departure();
                 tokio::select! {
                     Some(event) = pod_events.next() => pods_listed |= listed("pods", event),
                     Some(event) = namespace_events.next() => namespaces_listed |= listed("namespaces", event),
+                    () = until(departure), if departure.is_some() => {}
                     else => return,
                 }
                 // Half of a list, or pods without their namespaces, would say that pods have left.
                 if pods_listed && namespaces_listed {
-                    let current = translator.translate(&pods.state(), &labels_of(&namespaces));
+                    let current =
+                        translator.translate(&pods.state(), &labels_of(&namespaces), Instant::now());
                     desired.send_if_modified(|last| {
                         let news = *last != current;
                         if news {
@@ -117,6 +123,12 @@ impl KubernetesSource {
             }
         };
         tokio::join!(follow, marker.run());
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    if let Some(instant) = instant {
+        sleep_until(instant).await;
     }
 }
 

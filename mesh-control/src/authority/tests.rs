@@ -1,10 +1,10 @@
-//! What the tests of several modules take: a time to start from, other agents that verify, and a Kubernetes API.
-
-pub(super) mod api_server;
+//! What the tests of several modules take: a time to start from, other agents that verify, and a client of a Kubernetes API.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kube::{Client, Config};
+use mesh_lab::ApiServer;
 use mesh_xds::identity::Identity;
 use rcgen::KeyPair;
 use rustls::RootCertStore;
@@ -19,6 +19,10 @@ use super::signer::{Signed, Signer};
 /// Some day in 2027, at a full second.
 pub(super) fn start() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+pub(super) fn client(server: &ApiServer) -> Client {
+    Client::try_from(Config::new(server.url().parse().unwrap())).unwrap()
 }
 
 pub(super) const fn hours(hours: u64) -> Duration {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_xds::annotation::{
     BYPASS_INBOUND, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_PORTS, EXCLUDE_OUTBOUND_RANGES, FAILURE_MODE,
-    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_PORTS, INCLUDE_OUTBOUND_RANGES,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_PORTS, INCLUDE_OUTBOUND_RANGES, REDIRECTION, REDIRECTION_ENABLED,
 };
 use mesh_xds::proto::mesh::{Cidr, Cidrs, FailureMode, Ports, TrafficRedirection};
 
@@ -34,6 +34,11 @@ pub(super) fn enrolled(labels: &Labels, place: &FieldPath, findings: &mut Findin
             None
         }
     }
+}
+
+/// Whether the annotations of a pod say that an agent steers its traffic.
+pub(super) fn steered(annotations: &Labels) -> bool {
+    annotations.get(REDIRECTION).is_some_and(|value| value == REDIRECTION_ENABLED)
 }
 
 /// The traffic distribution that a service or namespace asks for by annotation or label.

@@ -32,6 +32,8 @@ pub struct Pod {
     pub labels: Labels,
     /// Whether it is enrolled, where its own label says so.
     pub enrolled: Option<bool>,
+    /// Whether its traffic is steered, as its agent says. It takes tunnels then, also while it is on its way out of the mesh.
+    pub steered: bool,
     /// Whether it shares the network of its node.
     pub host_network: bool,
     /// Whether it takes traffic.
@@ -89,6 +91,7 @@ impl Pod {
             node: spec.node_name.as_deref().unwrap_or_default().into(),
             service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
             enrolled: annotations::enrolled(&labels, &field!["metadata", "labels"], findings),
+            steered: annotations::steered(&annotations),
             host_network: spec.host_network.unwrap_or(false),
             ready: ready && !terminating,
             terminating,

@@ -13,7 +13,10 @@ pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Worklo
         return None;
     }
     let namespace = inputs.namespaces.get(&pod.name.namespace);
-    let enrolled = pod.enrolled.or_else(|| namespace?.enrolled).unwrap_or(false) && !pod.host_network;
+    // By the label from the start: a tunnel that is refused because its agent is not that far yet is better than plain text. Until
+    // its agent says otherwise at the end.
+    let enrolled = pod.enrolled.or_else(|| namespace?.enrolled).unwrap_or(false);
+    let tunnels = (enrolled || pod.steered) && !pod.host_network;
     let network = pod.network.clone().or_else(|| namespace?.network.clone());
     let (canonical_name, canonical_revision) = canonical(&pod.labels, &pod.owner.name);
     let mut workload = Workload {
@@ -22,7 +25,7 @@ pub(super) fn workload(mesh: &Mesh, inputs: &Inputs, pod: &Pod) -> Option<Worklo
         namespace: pod.name.namespace.to_string(),
         addresses: addresses.into_iter().map(octets).collect(),
         network: network.unwrap_or_else(|| mesh.network.clone()),
-        tunnel_protocol: if enrolled { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
+        tunnel_protocol: if tunnels { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
         trust_domain: mesh.wire_trust_domain(),
         service_account: pod.service_account.clone(),
         node: pod.node.to_string(),

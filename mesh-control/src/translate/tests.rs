@@ -138,17 +138,22 @@ fn enrolment_is_the_pods_own_word_first() {
     let tunnel = |namespace: &str, pod: &str, spec: &str| {
         let output = translate(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: ns, labels: {{{namespace}}}}}\n---\n\
-             apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: ns, labels: {{{pod}}}}}\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: ns, {pod}}}\n\
              spec: {{containers: [], {spec}}}\nstatus: {{podIP: 10.0.0.1}}\n"
         ));
         output.workload("Kubernetes//Pod/ns/p").tunnel_protocol()
     };
-    let (on, off) = ("istio.io/dataplane-mode: ambient", "istio.io/dataplane-mode: none");
+    let all = "istio.io/dataplane-mode: ambient";
+    let (on, off) = ("labels: {istio.io/dataplane-mode: ambient}", "labels: {istio.io/dataplane-mode: none}");
     assert_eq!(tunnel("", "", ""), TunnelProtocol::None);
-    assert_eq!(tunnel(on, "", ""), TunnelProtocol::Hbone);
-    assert_eq!(tunnel(on, off, ""), TunnelProtocol::None);
+    assert_eq!(tunnel(all, "", ""), TunnelProtocol::Hbone);
+    assert_eq!(tunnel(all, off, ""), TunnelProtocol::None);
     assert_eq!(tunnel("", on, ""), TunnelProtocol::Hbone);
-    assert_eq!(tunnel(on, on, "hostNetwork: true"), TunnelProtocol::None);
+    assert_eq!(tunnel(all, on, "hostNetwork: true"), TunnelProtocol::None);
+    // Until the agent says that it is done with a pod that has left.
+    let steered = "annotations: {ambient.istio.io/redirection: enabled}";
+    assert_eq!(tunnel("", steered, ""), TunnelProtocol::Hbone);
+    assert_eq!(tunnel("", steered, "hostNetwork: true"), TunnelProtocol::None);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Marks pods whose traffic is steered, so that people and other programs can see it in the API.
+//! Marks pods whose traffic is steered, so that people and other programs can see it in the API. Control servers tell by it who takes
+//! tunnels, so a pod that is leaving is unmarked while its traffic is still steered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,19 +9,22 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, ResourceExt};
+use mesh_xds::annotation::{REDIRECTION, REDIRECTION_ENABLED};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tracing::warn;
 
 use super::translate::uid;
-use crate::enrolment::PodStatuses;
-
-const REDIRECTION: &str = "ambient.istio.io/redirection";
-const ENABLED: &str = "enabled";
+use crate::enrolment::{DesiredPods, PodStatuses};
 
 /// Wait before a refused annotation is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Whether a pod is marked as one whose traffic is steered.
+pub(super) fn is_marked(pod: &Pod) -> bool {
+    pod.annotations().get(REDIRECTION).is_some_and(|value| value == REDIRECTION_ENABLED)
+}
 
 /// Keeps the annotations of the node's pods in step with their status.
 pub(super) struct Marker {
@@ -28,6 +32,7 @@ pub(super) struct Marker {
     cluster: Arc<str>,
     pods: Store<Pod>,
     statuses: watch::Receiver<PodStatuses>,
+    desired: watch::Receiver<DesiredPods>,
     changed: Arc<Notify>,
     /// Version of the pod that was last annotated, by its uid: until a later one is seen, the watch is behind.
     annotated: HashMap<String, Option<String>>,
@@ -39,9 +44,10 @@ impl Marker {
         cluster: Arc<str>,
         pods: Store<Pod>,
         statuses: watch::Receiver<PodStatuses>,
+        desired: watch::Receiver<DesiredPods>,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { client, cluster, pods, statuses, changed, annotated: HashMap::new() }
+        Self { client, cluster, pods, statuses, desired, changed, annotated: HashMap::new() }
     }
 
     pub(super) async fn run(mut self) {
@@ -59,14 +65,15 @@ impl Marker {
     /// Annotates every pod that is not as it should be; says whether none was refused.
     async fn annotate(&mut self, statuses: &PodStatuses) -> bool {
         let pods = self.pods.state();
+        let leaving = self.desired.borrow().leaving.clone();
         self.annotated.retain(|uid, _| pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid)));
         let mut settled = true;
         for pod in pods {
             let Some(status) = statuses.get(&uid(&self.cluster, &pod)) else {
                 continue;
             };
-            let steered = status.steered_since.is_some();
-            let marked = pod.annotations().get(REDIRECTION).is_some_and(|value| value == ENABLED);
+            let steered = status.steered_since.is_some() && !leaving.contains(&status.pod.uid);
+            let marked = is_marked(&pod);
             let uid = pod.uid().unwrap_or_default();
             if steered == marked || self.annotated.get(&uid) == Some(&pod.resource_version()) {
                 continue;
@@ -87,7 +94,7 @@ impl Marker {
     /// Names the uid, so that a successor of the same name is left alone.
     async fn patch(&self, pod: &Pod, steered: bool) -> kube::Result<()> {
         let namespace = pod.namespace().unwrap_or_default();
-        let value = steered.then_some(ENABLED);
+        let value = steered.then_some(REDIRECTION_ENABLED);
         let patch = json!({"metadata": {"uid": pod.metadata.uid, "annotations": {REDIRECTION: value}}});
         let pods = Api::<Pod>::namespaced(self.client.clone(), &namespace);
         match pods.patch_metadata(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mesh_xds::annotation::REDIRECTION;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
 use crate::enrolment::PodStatus;
 use crate::kubernetes::testing::ApiServer;
-
-const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 struct Setup {
     server: ApiServer,
@@ -116,9 +115,10 @@ async fn a_steered_pod_is_annotated_once_and_cleared_when_it_leaves() {
     let mut leaving = pod("a", "10.0.0.1", json!({"istio.io/dataplane-mode": "none"}));
     leaving["metadata"]["annotations"] = json!({REDIRECTION: "enabled"});
     setup.server.apply("pods", leaving);
+    eventually("the annotation is gone", || server.annotation("a", REDIRECTION).is_none()).await;
+    assert!(setup.desired.borrow().pods[0].enrolled, "steered until the others have heard of it");
     setup.enrolled(&[]).await;
     setup.report();
-    eventually("the annotation is gone", || server.annotation("a", REDIRECTION).is_none()).await;
     let patch = |value: Value| ("a".to_owned(), json!({REDIRECTION: value}));
     assert_eq!(setup.server.patches(), [patch(json!("enabled")), patch(Value::Null)]);
 }
@@ -178,7 +178,7 @@ async fn provisional_pods_serve_until_the_api_has_answered() {
         KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
     let mut translator = Translator::new(settings.clone());
     let known: Pod = serde_json::from_value(pod("a", "10.0.0.1", ambient())).unwrap();
-    let provisional = translator.translate(&[Arc::new(known)], &HashMap::new());
+    let provisional = translator.translate(&[Arc::new(known)], &HashMap::new(), Instant::now());
     let statuses = watch::Sender::default();
     let source = KubernetesSource::new(client, settings, provisional, statuses.subscribe());
     let (sender, mut desired) = watch::channel(DesiredPods::default());

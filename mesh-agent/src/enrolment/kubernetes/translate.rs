@@ -11,7 +11,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use tokio::time::Instant;
 
+use super::departure::Departures;
+use super::marker::is_marked;
 use super::{KubernetesSettings, Labels, annotations};
 use crate::enrolment::DesiredPods;
 use crate::pods::LocalPod;
@@ -33,20 +36,27 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub(super) struct Translator {
     settings: KubernetesSettings,
     last: HashMap<Arc<str>, Arc<LocalPod>>,
+    departures: Departures,
 }
 
 impl Translator {
     pub(super) fn new(settings: KubernetesSettings) -> Self {
-        Self { settings, last: HashMap::new() }
+        Self { settings, last: HashMap::new(), departures: Departures::default() }
     }
 
     /// The local pods among `pods`, given the labels of all namespaces, in the order of their uids.
-    pub(super) fn translate(&mut self, pods: &[Arc<Pod>], namespaces: &Labels) -> DesiredPods {
+    pub(super) fn translate(&mut self, pods: &[Arc<Pod>], namespaces: &Labels, now: Instant) -> DesiredPods {
         let mut desired = DesiredPods { complete: true, ..DesiredPods::default() };
         let owners = owners(pods);
         for pod in pods {
             let labels = pod.namespace().and_then(|name| namespaces.get(&name));
-            if let Some((local, problems)) = self.local(pod, labels, &owners) {
+            if let Some((mut local, problems)) = self.local(pod, labels, &owners) {
+                if !local.enrolled && self.was_enrolled(&local) {
+                    local.enrolled = self.departures.holds(&local.uid, is_marked(pod), now);
+                    if local.enrolled {
+                        desired.leaving.insert(Arc::clone(&local.uid));
+                    }
+                }
                 if !problems.is_empty() {
                     desired.problems.insert(Arc::clone(&local.uid), problems.join("; "));
                 }
@@ -54,8 +64,21 @@ impl Translator {
             }
         }
         desired.pods.sort_by(|one, other| one.uid.cmp(&other.uid));
+        self.departures.retain(&desired.leaving);
         self.last = desired.pods.iter().map(|pod| (Arc::clone(&pod.uid), Arc::clone(pod))).collect();
         desired
+    }
+
+    /// When it is time to translate again, though nothing has changed.
+    pub(super) fn next_departure(&self) -> Option<Instant> {
+        self.departures.next()
+    }
+
+    /// Whether the same pod, at the same addresses, was enrolled until now.
+    fn was_enrolled(&self, pod: &LocalPod) -> bool {
+        self.last.get(&pod.uid).is_some_and(|last| {
+            last.enrolled && last.kubernetes_uid == pod.kubernetes_uid && last.addresses == pod.addresses
+        })
     }
 
     /// `None` for what has no address of its own.

@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use mesh_xds::annotation::{REDIRECTION, REDIRECTION_ENABLED};
 use serde_json::{Value, json};
 
 use super::*;
@@ -10,7 +13,8 @@ fn translate(pods: &[Value], namespace_mode: Option<&str>) -> DesiredPods {
         namespace_mode.map(|mode| (DATAPLANE_MODE.to_owned(), mode.to_owned())).into_iter().collect();
     let pods: Vec<_> =
         pods.iter().map(|pod| Arc::new(serde_json::from_value(pod.clone()).unwrap())).collect();
-    Translator::new(settings).translate(&pods, &HashMap::from([("shop".to_owned(), labels)]))
+    let labels = HashMap::from([("shop".to_owned(), labels)]);
+    Translator::new(settings).translate(&pods, &labels, Instant::now())
 }
 
 fn pod(name: &str, metadata: Value, spec: Value, status: Value) -> Value {
@@ -105,4 +109,38 @@ fn an_address_is_of_the_pod_that_stays_and_of_the_younger() {
     let desired = translate(&[older, created("b", 2)], None);
     assert_eq!(desired.pods[0].addresses, ["fd00::2".parse::<IpAddr>().unwrap()]);
     assert_eq!(desired.pods[1].addresses.len(), 2);
+}
+
+#[test]
+fn a_pod_leaves_once_the_others_have_heard_of_it() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let settings =
+        KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
+    let mut translator = Translator::new(settings);
+    let start = Instant::now();
+    let mut say = |marked: bool, mode: &str, kubernetes_uid: &str, at: Duration| {
+        let annotations = if marked { json!({REDIRECTION: REDIRECTION_ENABLED}) } else { json!({}) };
+        let metadata =
+            json!({"annotations": annotations, "labels": {DATAPLANE_MODE: mode}, "uid": kubernetes_uid});
+        let pod = serde_json::from_value(pod("a", metadata, json!({}), json!({}))).unwrap();
+        let desired = translator.translate(&[Arc::new(pod)], &HashMap::new(), start + at);
+        let next = translator.next_departure().map(|next| next - start);
+        (desired.pods[0].enrolled, !desired.leaving.is_empty(), next)
+    };
+    assert_eq!(say(true, "ambient", "1", 0 * SECOND), (true, false, None));
+    // The label goes first, then the annotation, then steering.
+    assert_eq!(say(true, "none", "1", 10 * SECOND), (true, true, Some(30 * SECOND)));
+    assert_eq!(say(false, "none", "1", 11 * SECOND), (true, true, Some(14 * SECOND)));
+    assert_eq!(say(false, "none", "1", 13 * SECOND), (true, true, Some(14 * SECOND)));
+    assert_eq!(say(false, "none", "1", 14 * SECOND), (false, false, None));
+    // Who comes back in between stays.
+    assert_eq!(say(true, "ambient", "1", 20 * SECOND), (true, false, None));
+    assert_eq!(say(true, "none", "1", 21 * SECOND), (true, true, Some(41 * SECOND)));
+    assert_eq!(say(true, "ambient", "1", 22 * SECOND), (true, false, None));
+    // An annotation that cannot be taken away keeps nobody in.
+    assert_eq!(say(true, "none", "1", 30 * SECOND), (true, true, Some(50 * SECOND)));
+    assert_eq!(say(true, "none", "1", 50 * SECOND), (false, false, None));
+    // Another pod of the name has nothing to wait for.
+    assert_eq!(say(true, "ambient", "1", 60 * SECOND), (true, false, None));
+    assert_eq!(say(false, "none", "2", 61 * SECOND), (false, false, None));
 }
