@@ -68,7 +68,11 @@ fn decide(ctx: &TcContext) -> Option<Outcome> {
         MarkedBy::Capture => return Some(Outcome::Undelivered),
     }
     let mut packet = MaybeUninit::uninit();
-    let Ok(packet) = parse(ctx, device(index), &mut packet) else { return unread(ctx) };
+    let packet = match parse(ctx, device(index), &mut packet) {
+        Ok(packet) => packet,
+        Err(Outcome::Fragment | Outcome::ExtensionHeader) => return unread(ctx),
+        Err(_) => return None,
+    };
     let destination = KernelTables.pod(&packet.destination)?;
     if !destination.may_have_captured() {
         return None;

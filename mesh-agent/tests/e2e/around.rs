@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::world::{PORT, VIPS, World, eventually, same_family, who};
 
 const NODE_PORT: u16 = 30_080;
+/// Of a pod on its own node: to the kernel the same, but not where NodePorts are.
+const HOST_PORT: u16 = 18_080;
 
 /// The kubelet's cgroup below that of its node, and how agents are told.
 const KUBELET: &str = "kubelet";
@@ -50,7 +52,8 @@ fn world(masquerade: Masquerade) -> World {
     for (node, web, _, device, by) in NODES {
         let node = world.machine(node);
         for family in families() {
-            let from = vec![SocketAddr::new(same_family(node, family), NODE_PORT), service(family)];
+            let own = |port| SocketAddr::new(same_family(node, family), port);
+            let from = vec![own(NODE_PORT), own(HOST_PORT), service(family)];
             let to = world.address(web, family);
             Translation { by, from, to, masquerade }.install(node).unwrap();
             route_services(node, &[service(family).ip()], device).unwrap();
@@ -76,11 +79,14 @@ fn ways(world: &World) -> Vec<(String, SocketAddr, &'static str, &'static str)> 
     let others = NODES.into_iter().rev();
     for ((node, web, legacy, ..), (other_node, _, other_legacy, ..)) in NODES.into_iter().zip(others) {
         for family in families() {
-            let node_port = SocketAddr::new(same_family(world.machine(node), family), NODE_PORT);
+            let [node_port, host_port] = [NODE_PORT, HOST_PORT]
+                .map(|port| SocketAddr::new(same_family(world.machine(node), family), port));
             let (service, pod) = (service(family), world.address(web, family));
             for (from, to) in [
                 ("outside", node_port),
+                ("outside", host_port),
                 (node, node_port),
+                (node, host_port),
                 (node, service),
                 (node, pod),
                 (legacy, node_port),
