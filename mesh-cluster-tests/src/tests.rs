@@ -1,6 +1,7 @@
 //! All tests, by what they are about.
 
 mod agents;
+mod around;
 mod availability;
 mod enrolment;
 mod policies;
@@ -26,6 +27,7 @@ pub(crate) fn all() -> Vec<Test> {
         test!(Namespace, services::node_ports_are_reached_from_outside),
         test!(Namespace, policies::probes_pass_where_plain_text_is_refused),
         test!(Namespace, policies::a_policy_refuses_and_says_which),
+        test!(Namespace, around::every_way_around_is_refused_and_probes_pass),
         test!(Namespace, availability::a_rolling_update_costs_no_request),
         test!(Namespace, availability::scaling_up_and_down_costs_no_request),
         test!(Cluster, availability::the_end_of_control_servers_costs_no_request),

@@ -37,7 +37,15 @@ impl World {
 
     /// Installs the chart, as its users do.
     pub(crate) fn install(&self) -> Result<()> {
-        self.chart.install(&self.cluster, "{}")?;
+        self.install_with(json!({}))
+    }
+
+    /// The same, with values that differ from the chart's. Where the kubelet is must be said: the cgroups of a cluster's
+    /// nodes are in one hierarchy, below one that names the cluster.
+    pub(crate) fn install_with(&self, mut values: Value) -> Result<()> {
+        let kubelet = format!("mesh-lab/{}/$(NODE_NAME)/kubelet", self.cluster.name());
+        values["agent"]["kubeletCgroups"] = json!([kubelet]);
+        self.chart.install(&self.cluster, &values.to_string())?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::cluster::{Node, PodLoad, SteadyLoad};
+use serde_json::json;
 
 use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed, items};
 
@@ -12,7 +13,7 @@ pub(super) fn an_upgrade_costs_no_request(world: &World) -> Result<()> {
     let namespace = world.namespace("upgrade", &[ENROLLED])?;
     let load = load_on_a_service(world, &namespace)?;
     // Other values are another template of every pod.
-    world.chart().install(world.cluster(), "{log: {level: debug}}")?;
+    world.install_with(json!({ "log": { "level": "debug" } }))?;
     load.wait_for_more(100, Duration::from_secs(60))?;
     world.install()?;
     load.wait_for_more(100, Duration::from_secs(60))?;
@@ -86,7 +87,7 @@ fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
         Ok(())
     };
     for family in ["-4", "-6"] {
-        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x1000"))?;
+        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x10"))?;
         note(&["ip", family, "route", "show", "table", "all"], &|line| line.starts_with("local default"))?;
     }
     note(&["nft", "list", "tables"], &|line| line.contains("mesh_agent"))?;
