@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use mesh_common::Arrival;
 use mesh_xds::transport::{TlsConfig, Transport};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
@@ -33,6 +34,7 @@ use crate::enrolment::device::NetlinkDevices;
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
 use crate::enrolment::{DesiredPods, PodSource, PodStatuses, PodSteering, Reconciler};
 use crate::identity::{self, IdentityManager, SystemClock};
+use crate::kubelet::KubeletWatch;
 use crate::kubernetes::{self, Cluster, Succession};
 use crate::memory;
 use crate::passage::{self, PassageInputs, Passages};
@@ -44,7 +46,7 @@ use crate::settings::{
 use crate::steering::host::capabilities::{self, Loader};
 use crate::steering::host::instance::InstanceLock;
 use crate::steering::host::{self, HostSettings, HostState, kernel};
-use crate::steering::{CoreListeners, DeviceWatch, Steering, SteeringError, SteeringSettings};
+use crate::steering::{CoreListeners, DeviceWatch, ListenerPair, Steering, SteeringError, SteeringSettings};
 use crate::telemetry::logging::{self, LogControl};
 use crate::telemetry::{self, AccessLogOptions, AccessLogTarget, Telemetry, TelemetryOptions};
 
@@ -201,6 +203,12 @@ async fn serve_pods(
     })?;
     let reconciler = Reconciler::new(KernelPods(steering.clone()), Arc::clone(&pods));
     let statuses = reconciler.statuses();
+    // Before anything is guarded: probes must not be refused.
+    let kubelet = KubeletWatch::start(
+        steering.clone(),
+        settings.cgroup_root.clone(),
+        settings.kubelet_cgroups.clone(),
+    )?;
     let devices = DeviceWatch::start(steering.clone()).await?;
 
     // Those who ask.
@@ -215,6 +223,7 @@ async fn serve_pods(
         steering: Arc::new(inspect::Kernel::new(
             steering.clone(),
             &steering_settings,
+            kubelet.state(),
             Arc::clone(&listening),
         )),
         config: Arc::new(inspect::Config::new(config, settings.control_servers.clone())),
@@ -244,6 +253,7 @@ async fn serve_pods(
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow_identities));
     tasks.spawn(identity_manager.run(stopped(&stop)));
     tasks.spawn(devices.run(stop.clone()));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(kubelet.run()));
     tasks.spawn(passages.run(stop.clone()));
     tasks.spawn(client.run(stopped(&stop)));
     let (serving, serves) = watch::channel(false);
@@ -414,11 +424,18 @@ fn pod_source(
 
 /// The listeners in the order of the kernel's table.
 fn core_listeners(listeners: &[Listener], workers: usize) -> Vec<CoreListeners<'_>> {
-    let of = |worker: usize, v4: bool| {
-        let mine = |listener: &&Listener| listener.worker() == worker && listener.address().is_ipv4() == v4;
-        listeners.iter().find(mine).map(AsFd::as_fd)
+    let of = |worker: usize, arrival: Arrival| {
+        let family = |v4: bool| {
+            let mine = |listener: &&Listener| {
+                (listener.worker(), listener.arrival(), listener.address().is_ipv4()) == (worker, arrival, v4)
+            };
+            listeners.iter().find(mine).map(AsFd::as_fd)
+        };
+        ListenerPair { v4: family(true), v6: family(false) }
     };
-    (0..workers).map(|worker| CoreListeners { v4: of(worker, true), v6: of(worker, false) }).collect()
+    let of_worker =
+        |worker| CoreListeners { steered: of(worker, Arrival::Steered), around: of(worker, Arrival::Around) };
+    (0..workers).map(of_worker).collect()
 }
 
 fn create_directory(path: &std::path::Path) -> Result<()> {

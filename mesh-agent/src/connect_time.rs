@@ -29,7 +29,7 @@ use crate::enrolment::PodStatuses;
 use crate::pods::{LocalPod, LocalPods};
 use crate::steering::{OpenedTo, PodCgroup, Steering};
 
-pub use cgroups::mount_point;
+pub use cgroups::{hierarchy, mount_point};
 pub use plan::{Plan, Shares, plan};
 
 /// How often it is looked whether endpoints are ejected, or no longer are.
@@ -133,7 +133,7 @@ impl Balancer {
         root: Option<PathBuf>,
     ) -> Self {
         let _ = view.opened_to.set(steering.opened_to());
-        let root = root.and_then(|root| cgroups::hierarchy(&root));
+        let root = root.and_then(|root| hierarchy(&root));
         Self { steering, snapshot, pods, view, root, cgroups: HashMap::new(), search: Search::default() }
     }
 

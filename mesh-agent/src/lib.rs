@@ -8,6 +8,7 @@ pub mod config;
 pub mod connect_time;
 pub mod enrolment;
 pub mod identity;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod memory;
 pub mod meshctl;

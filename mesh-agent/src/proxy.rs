@@ -41,6 +41,7 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use mesh_common::Arrival;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -196,7 +197,7 @@ impl RunningWorker {
     fn start(
         index: usize,
         shared: Shared,
-        listeners: Vec<std::net::TcpListener>,
+        listeners: Vec<(std::net::TcpListener, Arrival)>,
         phase: watch::Receiver<Phase>,
     ) -> Result<Self, ProxyError> {
         let connections = TaskTracker::new();

@@ -133,12 +133,13 @@ pub struct NodeArgs {
     pub capture_mark: NonZeroU32,
 
     /// Mark of the agent's own sockets, within the mask.
-    #[arg(long, env = "MESH_AGENT_MARK", value_parser = number, default_value = "0x2000")]
+    #[arg(long, env = "MESH_AGENT_MARK", value_parser = number, default_value = "0x0040")]
     pub agent_mark: NonZeroU32,
 
-    /// Bits of the packet mark the mesh uses. Must be clear of the bits that kube-proxy (0xc000), Cilium
-    /// (0xf00), Calico (0xffff0000) and other agents on the node use.
-    #[arg(long, env = "MESH_MARK_MASK", value_parser = number, default_value = "0x3000")]
+    /// Bits of the packet mark the mesh uses. Must be clear of the bits that kube-proxy (0xc000), the CNI's portmap
+    /// (0x2000), Cilium (0xf00), Calico (0xffff0000) and others on the node use: a packet with the agent's mark is
+    /// taken for one that has been decided about.
+    #[arg(long, env = "MESH_MARK_MASK", value_parser = number, default_value = "0x1040")]
     pub mark_mask: NonZeroU32,
 
     /// Routing table of steered packets.
@@ -192,6 +193,12 @@ pub struct RunArgs {
     /// Directory of the cgroup2 hierarchy below which this node's pods are; where cgroup2 is mounted, by default.
     #[arg(long, env = "MESH_CGROUP_ROOT", value_name = "DIRECTORY")]
     pub cgroup_root: Option<PathBuf>,
+
+    /// Cgroup of the kubelet, below the root of the cgroup2 hierarchy, such as `system.slice/kubelet.service`. Its
+    /// connections reach pods past the agent, those of the node's other processes do not. Repeat for more; by default the
+    /// places where distributions have it are looked at.
+    #[arg(long = "kubelet-cgroup", env = "MESH_KUBELET_CGROUP", value_name = "PATH", value_delimiter = ',')]
+    pub kubelet_cgroups: Vec<PathBuf>,
 
     /// Unix socket for meshctl; in the run directory by default.
     #[arg(long, env = "MESH_ADMIN_SOCKET", value_name = "PATH")]

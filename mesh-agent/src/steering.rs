@@ -22,11 +22,12 @@ mod programs;
 mod rules;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_common::{Config, FlowState, Tables as _};
+use mesh_common::{Config, ConfigFlags, FlowState, Tables as _};
 
 pub use attachments::{AttachMode, Attachment};
 pub use connect::{OpenedTo, PodCgroup};
@@ -84,6 +85,15 @@ pub fn pin_directory(node: &NodeArgs) -> PathBuf {
 /// The listening sockets of one data-plane core.
 #[derive(Debug, Clone, Copy)]
 pub struct CoreListeners<'a> {
+    /// For connections that are steered where they come in. Their sockets have the capture mark.
+    pub steered: ListenerPair<'a>,
+    /// For those that are turned around on their way into a pod. Their sockets have the agent mark.
+    pub around: ListenerPair<'a>,
+}
+
+/// Listening sockets of both address families.
+#[derive(Debug, Clone, Copy)]
+pub struct ListenerPair<'a> {
     /// The IPv4 listener.
     pub v4: Option<BorrowedFd<'a>>,
     /// The IPv6 listener.
@@ -114,12 +124,11 @@ impl Steering {
     pub fn load_or_adopt(settings: &SteeringSettings) -> Result<Self, SteeringError> {
         let pins = Pins::open(&settings.directory)?;
         let (programs, mut maps, passages, connect) = programs::load(&pins)?;
-        let listeners = maps.config()?.listeners;
         maps.set_config(Config {
             mark_mask: settings.mark_mask,
             capture_mark: settings.capture_mark,
             agent_mark: settings.agent_mark,
-            listeners,
+            ..maps.config()?
         })?;
         let members = Members::adopt(&maps)?;
         let state = State {
@@ -151,14 +160,40 @@ impl Steering {
         devices.set_shortcuts(maps, on)
     }
 
+    /// Says which cgroups the kubelet's sockets are in, by number: those pass. `known` once it has been found, or was
+    /// named; until then connections of all of the node's processes pass.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_kubelet(&self, groups: &BTreeSet<u64>, known: bool) -> Result<(), SteeringError> {
+        let State { maps, .. } = &mut *self.lock();
+        let written = maps.kubelets()?;
+        groups.difference(&written).try_for_each(|number| maps.add_kubelet(*number))?;
+        written.difference(groups).try_for_each(|number| maps.remove_kubelet(*number))?;
+        // Last: a node whose kubelet is said to be known has it in the map.
+        let config = maps.config()?;
+        maps.set_config(Config { flags: config.flags.put(ConfigFlags::KUBELET_KNOWN, known), ..config })
+    }
+
+    /// Whether the kubelet is told from the other processes of the node.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn knows_kubelet(&self) -> Result<bool, SteeringError> {
+        Ok(self.lock().maps.config()?.flags.has(ConfigFlags::KUBELET_KNOWN))
+    }
+
     /// Takes a pod into account as it is now: steers its traffic if it is enrolled, ends that if it no longer is,
-    /// and in both cases guards its addresses. Connections it has go on as they began.
+    /// and in both cases guards its addresses. Connections it has go on as they began. To be called in the network
+    /// namespace of the node, where its device is.
     ///
     /// # Errors
     /// If a map is full; the pod is then steered by its former rules, or not at all.
     pub fn enrol(&self, pod: &LocalPod) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, .. } = &mut *self.lock();
-        members.upsert(maps, passages, devices, pod)
+        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let result = members.upsert(maps, passages, devices, pod);
+        attachments.sync_guards(devices, members);
+        result
     }
 
     /// Forgets a pod that is gone.
@@ -166,8 +201,10 @@ impl Steering {
     /// # Errors
     /// If a map refuses; the pod is forgotten all the same.
     pub fn withdraw(&self, uid: &str) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, .. } = &mut *self.lock();
-        members.withdraw(maps, passages, devices, uid)
+        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let result = members.withdraw(maps, passages, devices, uid);
+        attachments.sync_guards(devices, members);
+        result
     }
 
     /// Makes `pods` all there are: takes each into account, and forgets what an agent before left behind of others.
@@ -176,8 +213,10 @@ impl Steering {
     /// # Errors
     /// The first of them; the other pods are done nevertheless.
     pub fn reconcile<'a>(&self, pods: impl IntoIterator<Item = &'a LocalPod>) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, .. } = &mut *self.lock();
-        members.reconcile(maps, passages, devices, pods)
+        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let result = members.reconcile(maps, passages, devices, pods);
+        attachments.sync_guards(devices, members);
+        result
     }
 
     /// How many packets met which end, since the node's steering was first loaded.

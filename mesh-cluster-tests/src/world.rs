@@ -37,7 +37,15 @@ impl World {
 
     /// Installs the chart, as its users do.
     pub(crate) fn install(&self) -> Result<()> {
-        self.chart.install(&self.cluster, "{}")?;
+        self.install_with(json!({}))
+    }
+
+    /// The same, with values that differ from the chart's. Where the kubelet is must be said: the cgroups of a cluster's
+    /// nodes are in one hierarchy, below one that names the cluster.
+    pub(crate) fn install_with(&self, mut values: Value) -> Result<()> {
+        let kubelet = format!("mesh-lab/{}/$(NODE_NAME)/kubelet", self.cluster.name());
+        values["agent"]["kubeletCgroups"] = json!([kubelet]);
+        self.chart.install(&self.cluster, &values.to_string())?;
         Ok(())
     }
 
@@ -71,7 +79,23 @@ impl World {
             "--tail=15",
             "--prefix",
         ];
-        [ask(&["get", "pods", "--all-namespaces", "--output=wide"]), ask(&agents), ask(&control)].join("\n")
+        let refused = self.refused().join("\n");
+        [ask(&["get", "pods", "--all-namespaces", "--output=wide"]), refused, ask(&agents), ask(&control)]
+            .join("\n")
+    }
+
+    /// The last connections that did not end in good order, as the access logs have them.
+    fn refused(&self) -> Vec<String> {
+        const LINES: usize = 15;
+        let nodes = self.cluster.nodes().filter_map(|node| self.agent(node.name()).ok());
+        let logs = nodes.filter_map(|agent| self.cluster.logs(self.chart.namespace(), &agent).ok());
+        let mut lines = Vec::new();
+        for log in logs {
+            let bad = |line: &&str| line.contains("response_flags=") && !line.contains("response_flags=-");
+            let last: Vec<_> = log.lines().rev().filter(bad).take(LINES).map(str::to_owned).collect();
+            lines.extend(last.into_iter().rev());
+        }
+        lines
     }
 
     /// Runs `meshctl` on a node and returns what it says, as JSON.

@@ -95,15 +95,26 @@ pub fn judge<T: Tables>(
     address: &Address,
     port: u16,
 ) -> Option<Capture> {
-    let inbound = destination.is_enrolled() && captures_inbound(tables, destination, port);
-    let inbound_closed = inbound && destination.flags.has(PodFlags::FAIL_CLOSED);
+    let inbound = judge_inbound(tables, destination, port);
+    let inbound_closed = inbound.is_some_and(|capture| capture.fail_closed);
     if source.is_enrolled() && captures_outbound(tables, source, address, port) {
         // Towards a pod of the same node this is the only device the packet is seen on, so the agent missing here
         // must not take away the protection of the destination.
         let fail_closed = source.flags.has(PodFlags::FAIL_CLOSED) || inbound_closed;
         return Some(Capture { direction: Direction::Outbound, fail_closed });
     }
-    if inbound { Some(Capture { direction: Direction::Inbound, fail_closed: inbound_closed }) } else { None }
+    inbound
+}
+
+/// The same for a connection that reached `destination` without having been seen on the way in: who opened it is not
+/// known, so that only the rules of the pod it is opened to are asked.
+#[inline(always)]
+pub fn judge_inbound<T: Tables>(tables: &T, destination: &Pod, port: u16) -> Option<Capture> {
+    if destination.is_enrolled() && captures_inbound(tables, destination, port) {
+        let fail_closed = destination.flags.has(PodFlags::FAIL_CLOSED);
+        return Some(Capture { direction: Direction::Inbound, fail_closed });
+    }
+    None
 }
 
 /// A source address proves something only on the device of the pod that owns it.

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::connect::{LocalEndpoints, Replaced, ServicePort, Tuple};
-use crate::maps::{Action, CidrRule, Config, Device, MAX_LISTENERS, Pod, PortRule, capacity};
+use crate::maps::{Action, CidrRule, Config, Device, LISTENER_SLOTS, Pod, PortRule, capacity};
 use crate::outcome::Outcome;
 use crate::passage::{FlowEvent, FlowKey, FlowState, Verdict, VerdictKey};
 
@@ -22,7 +22,7 @@ pub const LAYOUT: u32 = fingerprint(&[
     capacity::CIDR_RULES,
     size(size_of::<CidrRule>()),
     size(size_of::<Action>()),
-    MAX_LISTENERS,
+    LISTENER_SLOTS,
     size(Outcome::ALL.len()),
     size(size_of::<Config>()),
     capacity::VERDICTS,
@@ -41,6 +41,7 @@ pub const LAYOUT: u32 = fingerprint(&[
     capacity::OPENED_TO,
     size(size_of::<Tuple>()),
     size(size_of::<ServicePort>()),
+    capacity::KUBELETS,
 ]);
 
 #[allow(

@@ -18,11 +18,12 @@ pub use connect::{
     LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, MAX_LOCAL_ENDPOINTS, Replaced, ServicePort, Tuple,
     admits,
 };
-pub use decision::{Capture, Direction, Flow, Gate, Tables, captures_outbound, gate, judge};
+pub use decision::{Capture, Direction, Flow, Gate, Tables, captures_outbound, gate, judge, judge_inbound};
 pub use layout::LAYOUT;
 pub use maps::{
-    Action, CIDR_RULE_PREFIX, CidrRule, Config, Device, DeviceFlags, Family, MAX_LISTENERS, Pod, PodFlags,
-    PortRule, capacity, listener_slot, name,
+    Action, Arrival, CIDR_RULE_PREFIX, CidrRule, Config, ConfigFlags, Device, DeviceFlags, Family,
+    LISTENER_SLOTS, MAX_LISTENERS, MarkedBy, Pod, PodFlags, PortRule, around_mark, capacity, listener_slot,
+    name,
 };
 pub use outcome::{Effect, Outcome};
 pub use passage::{
@@ -33,4 +34,4 @@ pub use spread::spread;
 
 /// Version of this ABI; part of the pin path together with [`LAYOUT`]. Raise it with a change of meaning that the
 /// sizes do not show, so that an agent never reads the pinned maps of another.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

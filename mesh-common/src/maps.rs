@@ -38,8 +38,11 @@ pub mod name {
     /// [`Tuple`](crate::Tuple) to the [`ServicePort`](crate::ServicePort) it was opened to, where the kernel has drawn.
     pub const OPENED_TO: &str = "OPENED_TO";
 
+    /// Set of numbers of cgroups: those of the kubelet.
+    pub const KUBELETS: &str = "KUBELETS";
+
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         PODS,
         DEVICES,
         HOST_ADDRS,
@@ -56,6 +59,7 @@ pub mod name {
         SERVICES,
         CONNECTING,
         OPENED_TO,
+        KUBELETS,
     ];
 }
 
@@ -87,6 +91,8 @@ pub mod capacity {
     pub const CONNECTING: u32 = 4096;
     /// Connections whose service can be told. Allocated at once (LRU), 2 MB.
     pub const OPENED_TO: u32 = 16_384;
+    /// Cgroups of the kubelet: one, and its successor for a moment; more where a distribution has it under several names.
+    pub const KUBELETS: u32 = 64;
 }
 
 /// Data-plane cores that can have a listener of their own.
@@ -102,10 +108,24 @@ pub enum Family {
     V6 = 1,
 }
 
-/// Where the listener of a core and family is in `LISTENERS`.
+/// How a connection came to the agent, and so which of its listeners takes it: their sockets differ in their mark.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Arrival {
+    /// Steered where its packets came in. The node has not translated them and does not track them.
+    Steered = 0,
+    /// Turned around on its way into the pod. The node may have translated its packets, and has to see the answers to
+    /// translate them back.
+    Around = 1,
+}
+
+/// Slots of `LISTENERS`.
+pub const LISTENER_SLOTS: u32 = MAX_LISTENERS * 4;
+
+/// Where the listener of a core is in `LISTENERS`.
 #[inline(always)]
-pub const fn listener_slot(core: u32, family: Family) -> u32 {
-    core * 2 + family as u32
+pub const fn listener_slot(core: u32, family: Family, arrival: Arrival) -> u32 {
+    core * 4 + arrival as u32 * 2 + family as u32
 }
 
 /// What is known of a pod. The all-zero value stands for "no pod".
@@ -292,13 +312,54 @@ pub struct Config {
     pub mark_mask: u32,
     /// Mark of steered packets, and of the agent's sockets on a pod's side.
     pub capture_mark: u32,
-    /// Mark of the agent's other sockets.
+    /// Mark of the agent's other sockets, and of packets that have been decided about and go on to a pod.
     pub agent_mark: u32,
     /// Data-plane cores that have a listener.
     pub listeners: u32,
+    /// What else is to be known of the node.
+    pub flags: ConfigFlags,
 }
 
-const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Config>() == 20);
+
+/// Bits of [`Config::flags`].
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConfigFlags(pub u32);
+
+impl ConfigFlags {
+    /// The kubelet's cgroup is known: of the node's processes, it alone reaches pods past the agent.
+    pub const KUBELET_KNOWN: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// These flags with `other` set or not.
+    #[must_use]
+    pub const fn put(self, other: Self, set: bool) -> Self {
+        if set { Self(self.0 | other.0) } else { Self(self.0 & !other.0) }
+    }
+}
+
+/// Mark of packets that were turned around on their way into a pod: of the three values that two bits have, the third.
+#[inline(always)]
+pub const fn around_mark(capture_mark: u32, agent_mark: u32) -> u32 {
+    capture_mark ^ agent_mark
+}
+
+/// What the mark of a packet says to who meets it on the way out to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkedBy {
+    /// Nothing.
+    Nobody,
+    /// The agent sends it, or it has been decided about where it came in.
+    Mesh,
+    /// It was on its way to the agent, and has not got there.
+    Capture,
+}
 
 impl Config {
     /// The mesh's part of a mark.
@@ -311,6 +372,32 @@ impl Config {
     #[inline(always)]
     pub const fn captured(&self, mark: u32) -> u32 {
         (mark & !self.mark_mask) | self.capture_mark
+    }
+
+    /// `mark` with the mesh's part replaced by the agent mark.
+    #[inline(always)]
+    pub const fn decided(&self, mark: u32) -> u32 {
+        (mark & !self.mark_mask) | self.agent_mark
+    }
+
+    /// `mark` with the mesh's part replaced by the mark of what was turned around.
+    #[inline(always)]
+    pub const fn turned_around(&self, mark: u32) -> u32 {
+        (mark & !self.mark_mask) | around_mark(self.capture_mark, self.agent_mark)
+    }
+
+    /// Reads the mark of a packet that leaves for a pod and came in on the device `ingress`, 0 for one that the node
+    /// sends. The agent's own packets have either mark; on a packet that came in from somewhere, any but the agent's
+    /// was to bring it to the agent.
+    #[inline(always)]
+    pub const fn marked_by(&self, mark: u32, ingress: u32) -> MarkedBy {
+        if !self.owns(mark) {
+            MarkedBy::Nobody
+        } else if ingress == 0 || mark & self.mark_mask == self.agent_mark {
+            MarkedBy::Mesh
+        } else {
+            MarkedBy::Capture
+        }
     }
 }
 

@@ -73,6 +73,10 @@ outcomes! {
     Verdict = "pass_verdict", Pass;
     /// A packet of a connection that a verdict let pass.
     Flow = "pass_flow", Pass;
+    /// A new connection of the kubelet to an enrolled pod.
+    Kubelet = "pass_kubelet", Pass;
+    /// A new connection of a process of the node to an enrolled pod, while the kubelet cannot be told from the others.
+    NodeProcess = "pass_node_process", Pass;
     /// A new connection of an enrolled pod.
     Outbound = "capture_outbound", Capture;
     /// A new connection to an enrolled pod.
@@ -81,12 +85,21 @@ outcomes! {
     Established = "capture_established", Capture;
     /// The acknowledgement of a SYN cookie that the agent's listener sent.
     Cookie = "capture_cookie", Capture;
+    /// A new connection to an enrolled pod that did not come in where it would have been steered: from the node itself, or
+    /// translated to the pod's address on the way.
+    Around = "capture_around", Capture;
+    /// A packet of a connection that came so, and that the agent holds.
+    AroundEstablished = "capture_around_established", Capture;
     /// A source address that does not belong to the device the packet came from.
     Spoofed = "drop_spoofed", Drop;
     /// A new connection that should be captured, but no agent listens and the pod fails closed.
     FailClosed = "drop_fail_closed", Drop;
-    /// The packet could not be addressed to its bridge.
+    /// The packet could not be addressed to its bridge, or to the loopback device.
     Rewrite = "drop_rewrite", Drop;
+    /// TCP to an enrolled pod in fragments or behind extension headers, so that nobody can tell what it is about.
+    Hidden = "drop_hidden", Drop;
+    /// On its way to the agent, the packet was routed to the pod instead: the policy route is missing.
+    Undelivered = "drop_undelivered", Drop;
     /// A packet of a connection that was passed and may not go on.
     Cut = "reset_cut", Reset;
     /// A verdict was there, but no room for another connection: the packet goes on to be captured.

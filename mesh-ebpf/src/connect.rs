@@ -17,8 +17,8 @@ use aya_ebpf::macros::{cgroup_sock_addr, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    Address, Family, LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, Outcome, Pod, ServicePort, Tables as _,
-    admits, capacity, captures_outbound,
+    Address, Arrival, Family, LocalEndpoint, LocalEndpoints, MAX_CGROUP_DEPTH, Outcome, Pod, ServicePort,
+    Tables as _, admits, capacity, captures_outbound,
 };
 
 use crate::counters::count;
@@ -111,7 +111,7 @@ fn balance(ctx: &SockAddrContext, destination: Address) -> Option<&'static Local
     let family = if destination.is_v4() { Family::V4 } else { Family::V6 };
     if !client.is_enrolled()
         || !captures_outbound(&KernelTables, &client, &destination, service.port)
-        || !agent_listens(&config(), family)
+        || !agent_listens(&config(), family, Arrival::Steered)
     {
         return None;
     }

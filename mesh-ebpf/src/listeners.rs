@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_release};
-use mesh_common::{Config, Family, MAX_LISTENERS, listener_slot};
+use mesh_common::{Arrival, Config, Family, MAX_LISTENERS, listener_slot};
 
 use crate::maps::LISTENERS;
 
@@ -15,10 +15,10 @@ pub(crate) struct Listener(*mut bpf_sock);
 impl Listener {
     /// The listener of `core`, or of the next core that has one: while an agent starts or stops, some do not.
     #[inline(always)]
-    pub(crate) fn find(config: &Config, core: u32, family: Family) -> Option<Self> {
+    pub(crate) fn find(config: &Config, core: u32, family: Family, arrival: Arrival) -> Option<Self> {
         // Its own first: nearly always it is there.
-        Self::in_slot(listener_slot(core, family))
-            .or_else(|| Self::in_slot(live_slot(config.listeners, core, family)))
+        Self::in_slot(listener_slot(core, family, arrival))
+            .or_else(|| Self::in_slot(live_slot(config.listeners, core, family, arrival)))
     }
 
     #[inline(always)]
@@ -47,16 +47,16 @@ impl Listener {
 /// Whether an agent takes connections of this family. A socket leaves the map when it is closed, so this is also
 /// how the death of an agent shows, without anybody having to say so.
 #[inline(always)]
-pub(crate) fn agent_listens(config: &Config, family: Family) -> bool {
-    live_slot(config.listeners, 0, family) != NO_SLOT
+pub(crate) fn agent_listens(config: &Config, family: Family, arrival: Arrival) -> bool {
+    live_slot(config.listeners, 0, family, arrival) != NO_SLOT
 }
 
 /// Outside of the map.
 const NO_SLOT: u32 = u32::MAX;
 
 #[inline(always)]
-fn live_slot(listeners: u32, core: u32, family: Family) -> u32 {
-    search_live_slot(listeners, core, family as u32)
+fn live_slot(listeners: u32, core: u32, family: Family, arrival: Arrival) -> u32 {
+    search_live_slot(listeners, core, family as u32, arrival as u32)
 }
 
 /// The slot of `core`'s listener, or of the next core that has one.
@@ -65,8 +65,9 @@ fn live_slot(listeners: u32, core: u32, family: Family) -> u32 {
 /// through again for every way that leads to it, and Linux 6.1 gives up at a million instructions.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search_live_slot(listeners: u32, core: u32, family: u32) -> u32 {
+extern "C" fn search_live_slot(listeners: u32, core: u32, family: u32, arrival: u32) -> u32 {
     let family = if family == Family::V4 as u32 { Family::V4 } else { Family::V6 };
+    let arrival = if arrival == Arrival::Steered as u32 { Arrival::Steered } else { Arrival::Around };
     let mut core = core;
     for attempt in 0..MAX_LISTENERS {
         if attempt >= listeners {
@@ -75,7 +76,7 @@ extern "C" fn search_live_slot(listeners: u32, core: u32, family: u32) -> u32 {
         if core >= listeners {
             core = 0;
         }
-        let slot = listener_slot(core, family);
+        let slot = listener_slot(core, family, arrival);
         if let Some(listener) = Listener::in_slot(slot) {
             listener.release();
             return slot;

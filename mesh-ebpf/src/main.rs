@@ -2,7 +2,8 @@
 //! a pod of the same node.
 //!
 //! `steer` runs for every packet that enters the node through a device and puts a mark on those that belong to the
-//! agent; a policy route turns the mark into local delivery. `pick_listener` runs when the kernel then looks for a
+//! agent; a policy route turns the mark into local delivery. `guard` runs for every packet that leaves the node for an
+//! enrolled pod, and turns around what has come past `steer`. `pick_listener` runs when the kernel then looks for a
 //! listening socket, and names the one of a data-plane core. The programs of `connect` run before any packet, when a
 //! pod connects to a service, and may choose the endpoint. What they decide is in `mesh_common`, where user space runs
 //! it too.
@@ -14,6 +15,7 @@
 mod connect;
 mod counters;
 mod flows;
+mod guard;
 mod listeners;
 mod maps;
 mod parse;

@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use mesh_common::{
-    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, FlowKey, FlowState, MAX_LISTENERS, Outcome,
+    Action, Address, CIDR_RULE_PREFIX, CidrRule, Config, Device, FlowKey, FlowState, LISTENER_SLOTS, Outcome,
     Pod, PortRule, Tables, Verdict, VerdictKey, capacity,
 };
 
@@ -25,7 +25,7 @@ static PORT_RULES: HashMap<PortRule, Action> = HashMap::pinned(capacity::PORT_RU
 static CIDR_RULES: LpmTrie<CidrRule, Action> = LpmTrie::pinned(capacity::CIDR_RULES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub(crate) static LISTENERS: SockMap = SockMap::pinned(MAX_LISTENERS * 2, 0);
+pub(crate) static LISTENERS: SockMap = SockMap::pinned(LISTENER_SLOTS, 0);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Outcome::ALL.len() as u32, 0);
@@ -45,6 +45,9 @@ pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(capacity:
 
 #[map]
 pub(crate) static FLOW_EVENTS: RingBuf = RingBuf::pinned(capacity::FLOW_EVENT_BYTES, 0);
+
+/// Interface index of the loopback device, in every network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// Length of a whole [`CidrRule`], the prefix to look up with.
 const WHOLE_CIDR_RULE: u32 = CIDR_RULE_PREFIX + 128;

@@ -17,6 +17,12 @@ const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
 pub(crate) const IPPROTO_TCP: u8 = 6;
+/// IPv6 headers that may come before the transport header.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
 
 /// More fragments follow, or this is not the first: no or not the whole transport header is here.
 const IPV4_FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
@@ -216,6 +222,52 @@ fn load_packet(ctx: &TcContext, protocol: u32, packet: &mut MaybeUninit<Packet>)
     Ok(())
 }
 
+/// Where a packet is on its way to that is, or may be, TCP but in fragments or behind extension headers, which is why
+/// [`parse`] has not read it. `None` where it is certain to be something else.
+#[inline(always)]
+pub(crate) fn hidden_destination(ctx: &TcContext) -> Option<Address> {
+    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
+    match unsafe { (*ctx.skb.skb).protocol } {
+        ETH_P_IP => {
+            let ip: Ipv4Header = load(ctx, 0).ok()?;
+            (ip.check() == Err(Outcome::Fragment)).then(|| Address::v4(ip.destination))
+        }
+        ETH_P_IPV6 => {
+            let ip: Ipv6Header = load(ctx, 0).ok()?;
+            let is_hidden = matches!(ip.check(), Err(Outcome::Fragment | Outcome::ExtensionHeader))
+                && leads_to_tcp(ctx, ip.next_header);
+            is_hidden.then(|| Address::v6(ip.destination))
+        }
+        _ => None,
+    }
+}
+
+/// Whether TCP follows the extension headers of an IPv6 packet, or what follows cannot be told.
+#[inline(always)]
+fn leads_to_tcp(ctx: &TcContext, first: u8) -> bool {
+    /// More than anybody has a use for.
+    const MAX_EXTENSION_HEADERS: u32 = 8;
+
+    let (mut next, mut offset) = (first, IPV6_HEADER);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if next == IPPROTO_TCP {
+            return true;
+        }
+        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
+            return false;
+        }
+        // All of them begin with the next one's number and, but for fragments, their own length.
+        let Ok([following, length]) = load::<[u8; 2]>(ctx, offset) else { return true };
+        offset += match next {
+            FRAGMENT => 8,
+            AUTHENTICATION => (u32::from(length) + 2) * 4,
+            _ => (u32::from(length) + 1) * 8,
+        };
+        next = following;
+    }
+    true
+}
+
 impl Ipv4Header {
     /// Bytes of the header with its options.
     #[inline(always)]
@@ -246,12 +298,6 @@ impl Ipv6Header {
     /// Whether a TCP header follows, or what there is instead.
     #[inline(always)]
     fn check(&self) -> Result<(), Outcome> {
-        const HOP_BY_HOP: u8 = 0;
-        const ROUTING: u8 = 43;
-        const FRAGMENT: u8 = 44;
-        const AUTHENTICATION: u8 = 51;
-        const DESTINATION: u8 = 60;
-
         if self.version_class_label & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be() {
             return Err(Outcome::Malformed);
         }

@@ -1,7 +1,8 @@
 //! When the kernel looks for a listening socket: which of the agent's it is.
 //!
 //! The context has no mark, so the same gate is asked again; nothing but steered packets can be delivered locally
-//! to an address that is not the node's, so the answer is the same. Unlike an assignment at the ingress this also
+//! to an address that is not the node's, so the answer is the same. Packets that were turned around come in on the loopback
+//! device, and nothing else with a pod's address does. Unlike an assignment at the ingress this also
 //! works for a SYN that revives a TIME_WAIT tuple, and behind br_netfilter.
 
 use aya_ebpf::EbpfContext as _;
@@ -9,11 +10,11 @@ use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::helpers::generated::bpf_sk_assign;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{Address, Family, Flow, Gate, Outcome, gate, judge, spread};
+use mesh_common::{Address, Arrival, Family, Flow, Gate, Outcome, gate, judge, judge_inbound, spread};
 
 use crate::counters::count;
 use crate::listeners::Listener;
-use crate::maps::{KernelTables, config};
+use crate::maps::{KernelTables, LOOPBACK, config};
 
 const SK_PASS: u32 = 1;
 
@@ -70,13 +71,18 @@ fn pick(ctx: &SkLookupContext) -> Option<Outcome> {
     let Gate::Candidate { source: from, destination: to } = gate(&KernelTables, &flow) else {
         return Some(Outcome::NotSteered);
     };
-    if judge(&KernelTables, &from, &to, &destination, port).is_none() {
+    let arrival = if read!(ctx, ingress_ifindex) == LOOPBACK { Arrival::Around } else { Arrival::Steered };
+    let capture = match arrival {
+        Arrival::Steered => judge(&KernelTables, &from, &to, &destination, port),
+        Arrival::Around => judge_inbound(&KernelTables, &to, port),
+    };
+    if capture.is_none() {
         return Some(Outcome::NotSteered);
     }
 
     let config = config();
     let core = spread(&source, u16::from_be(read!(ctx, remote_port)), &destination, port, config.listeners);
-    let Some(listener) = Listener::find(&config, core, family) else {
+    let Some(listener) = Listener::find(&config, core, family, arrival) else {
         return Some(Outcome::NoListener);
     };
     // SAFETY: the context is ours, the socket is held until the release below.

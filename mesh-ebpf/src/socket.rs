@@ -11,8 +11,9 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_sk_release;
 use aya_ebpf::helpers::generated::{bpf_skc_lookup_tcp, bpf_tcp_check_syncookie};
 use aya_ebpf::programs::TcContext;
-use mesh_common::{Address, Family};
+use mesh_common::{Address, Arrival, Config, Family, spread};
 
+use crate::listeners::Listener;
 use crate::parse::{Ipv4Header, Ipv6Header, Packet, load};
 
 /// What the node knows of a packet's connection.
@@ -33,7 +34,7 @@ pub(crate) enum Connection {
 /// The caller has passed the gate: the kernel runs the sk_lookup programs when it finds no connection, which is
 /// too dear for packets that have nothing to do with the mesh.
 #[inline(always)]
-pub(crate) fn connection(ctx: &TcContext, packet: &Packet) -> Connection {
+pub(crate) fn connection(ctx: &TcContext, packet: &Packet, config: &Config, arrival: Arrival) -> Connection {
     let socket = look_up(
         ctx,
         packet.family,
@@ -47,14 +48,34 @@ pub(crate) fn connection(ctx: &TcContext, packet: &Packet) -> Connection {
     // SAFETY: not null, and a reference is held until the release below.
     let state = unsafe { (*socket).state };
     let connection = match state {
-        BPF_TCP_LISTEN if brings_cookie(ctx, packet, socket) => Connection::Cookie,
+        BPF_TCP_LISTEN if arrival == Arrival::Steered && brings_cookie(ctx, packet, socket) => {
+            Connection::Cookie
+        }
         BPF_TCP_LISTEN => Connection::Unknown,
         BPF_TCP_TIME_WAIT => Connection::TimeWait,
         _ => Connection::Open,
     };
     // SAFETY: the reference is ours and given back once.
     unsafe { bpf_sk_release(socket.cast()) };
+    // `pick_listener` took the packet for one that came in here.
+    if connection == Connection::Unknown
+        && arrival == Arrival::Around
+        && acknowledges_around(ctx, packet, config)
+    {
+        return Connection::Cookie;
+    }
     connection
+}
+
+/// Whether the packet brings back a cookie of the listener that its SYN was turned around to.
+#[inline(never)]
+fn acknowledges_around(ctx: &TcContext, packet: &Packet, config: &Config) -> bool {
+    let core =
+        spread(&packet.source, packet.source_port(), &packet.destination, packet.port(), config.listeners);
+    let Some(listener) = Listener::find(config, core, packet.family, Arrival::Around) else { return false };
+    let acknowledges = brings_cookie(ctx, packet, listener.as_ptr());
+    listener.release();
+    acknowledges
 }
 
 /// Whether the agent has opened a connection with the packet's addresses and ports, on behalf of the pod that sends it:

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
-    Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
+    Arrival, Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
     may_have_passed,
 };
 
@@ -35,14 +35,23 @@ const PACKET_HOST: u32 = 0;
 /// No device has this index.
 const NO_DEVICE: u32 = 0;
 
+/// The way of a packet that passes.
+struct Onward {
+    /// Straight into the pod behind this device; through the node's IP stack where there is none.
+    into: u32,
+    /// To an enrolled pod of this node, whose `guard` is not to decide once more.
+    to_enrolled: bool,
+}
+
 /// Decides about one packet.
 #[classifier]
 pub(crate) fn steer(ctx: TcContext) -> i32 {
-    let mut into = NO_DEVICE;
-    let outcome = decide(&ctx, &mut into);
+    let mut onward = Onward { into: NO_DEVICE, to_enrolled: false };
+    let outcome = decide(&ctx, &mut onward);
     count(outcome);
     match outcome.effect() {
-        Effect::Pass | Effect::Reset if into != NO_DEVICE => put_into_pod(&ctx, into),
+        Effect::Pass | Effect::Reset if onward.into != NO_DEVICE => put_into_pod(&ctx, onward.into),
+        Effect::Pass | Effect::Reset if onward.to_enrolled => note_decided(&ctx),
         Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage | Effect::Connect => NEXT,
         Effect::Capture => TO_STACK,
         Effect::Drop => DROP,
@@ -66,9 +75,17 @@ fn put_into_pod(ctx: &TcContext, device: u32) -> i32 {
     unsafe { bpf_redirect_peer(device, 0) as i32 }
 }
 
-/// Decides, and says into which pod a packet is to be put that passes.
+/// Says to `guard` that the packet may go on. On its way out of the node's network namespace it loses the mark.
 #[inline(always)]
-fn decide(ctx: &TcContext, into: &mut u32) -> Outcome {
+fn note_decided(ctx: &TcContext) -> i32 {
+    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
+    unsafe { (*ctx.skb.skb).mark = config().decided((*ctx.skb.skb).mark) };
+    NEXT
+}
+
+/// Decides, and says which way a packet goes on that passes.
+#[inline(always)]
+fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
     let config = config();
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (mark, index) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
@@ -88,12 +105,12 @@ fn decide(ctx: &TcContext, into: &mut u32) -> Outcome {
     if owner != 0 {
         match flows::follow(ctx, packet, index) {
             Followed::NoFlow => {}
-            Followed::Passes { into: device } => {
-                *into = device;
+            Followed::Passes { into } => {
+                *onward = Onward { into, to_enrolled: true };
                 return Outcome::Flow;
             }
             Followed::Ends { expected } => {
-                *into = flows::shortcut_of(packet);
+                *onward = Onward { into: flows::shortcut_of(packet), to_enrolled: true };
                 return flows::cut(ctx, packet, expected);
             }
         }
@@ -103,16 +120,17 @@ fn decide(ctx: &TcContext, into: &mut u32) -> Outcome {
         Gate::Candidate { source, destination } => (source, destination),
         Gate::Pass(outcome) | Gate::Drop(outcome) => return outcome,
     };
+    onward.to_enrolled = destination.may_have_captured();
     // The device is another now, or nobody's since its pod left the mesh.
     if may_have_passed(&source, &destination) {
         match flows::follow(ctx, packet, NO_DEVICE) {
             Followed::NoFlow => {}
-            Followed::Passes { into: device } => {
-                *into = device;
+            Followed::Passes { into } => {
+                onward.into = into;
                 return Outcome::Flow;
             }
             Followed::Ends { expected } => {
-                *into = flows::shortcut_of(packet);
+                onward.into = flows::shortcut_of(packet);
                 return flows::cut(ctx, packet, expected);
             }
         }
@@ -143,7 +161,7 @@ fn rules(packet: &Packet, source: &Pod, destination: &Pod) -> Option<Capture> {
 #[inline(always)]
 fn new_connection(config: &Config, packet: &Packet, capture: Capture) -> Outcome {
     let Capture { direction, fail_closed } = capture;
-    if !agent_listens(config, packet.family) {
+    if !agent_listens(config, packet.family, Arrival::Steered) {
         return if fail_closed { Outcome::FailClosed } else { Outcome::FailOpen };
     }
     match direction {
@@ -161,14 +179,14 @@ fn existing_connection(
     source: &Pod,
     destination: &Pod,
 ) -> Outcome {
-    match connection(ctx, packet) {
+    match connection(ctx, packet, config, Arrival::Steered) {
         Connection::Open => Outcome::Established,
         Connection::Cookie => Outcome::Cookie,
         Connection::Unknown => Outcome::NoSocket,
         // The tuple may have been taken again by a connection that goes past the agent, because no agent listens,
         // the rules changed or the pod left. Only where that cannot be is the packet a late one of the old.
         Connection::TimeWait => match rules(packet, source, destination) {
-            Some(_) if agent_listens(config, packet.family) => Outcome::Established,
+            Some(_) if agent_listens(config, packet.family, Arrival::Steered) => Outcome::Established,
             _ => Outcome::NoSocket,
         },
     }

@@ -6,15 +6,80 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::machine::Machine;
 
 /// The folder below the mount point that all labs share.
 const PARENT: &str = "mesh-lab";
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
+
+/// A cgroup for processes that are told from all others, such as a node's kubelet. Gone when dropped, with what runs in it.
+#[derive(Debug)]
+pub struct OwnCgroup(PathBuf);
+
+impl OwnCgroup {
+    /// Makes one at the root of the hierarchy. The name gets this process's number.
+    ///
+    /// # Errors
+    /// When no cgroup2 is mounted, or it cannot be made.
+    pub fn create(name: &str) -> io::Result<Self> {
+        let root = mount_point().ok_or_else(|| io::Error::other("no cgroup2 hierarchy is mounted"))?;
+        Self::create_at(root.join(format!("{name}-{}", std::process::id())))
+    }
+
+    /// Makes one of this name below that of a node.
+    ///
+    /// # Errors
+    /// When no cgroup2 is mounted, or it cannot be made.
+    pub fn create_on(node: &Machine, name: &str) -> io::Result<Self> {
+        let root = node.cgroup().ok_or_else(|| io::Error::other("no cgroup2 hierarchy is mounted"))?;
+        Self::create_at(root.join(name))
+    }
+
+    fn create_at(path: PathBuf) -> io::Result<Self> {
+        create(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The kernel's number for it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn number(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.0)?.ino())
+    }
+
+    /// Runs a shell script in it, on a machine, and returns what that printed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn shell(&self, machine: &Machine, script: &str) -> io::Result<String> {
+        let script = format!("echo 0 > {}/cgroup.procs; {script}", self.0.display());
+        let run = || Command::new("bash").args(["-c", &script]).output();
+        let output = machine.namespace().run(run)??;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        // Whatever keeps it is not worth a panic while another may be under way.
+        let _ = remove(&self.0);
+    }
+}
 
 /// The cgroup of a lab, or `None` where no cgroup2 is mounted.
 pub(crate) fn lab_root(lab: &str) -> Option<PathBuf> {

@@ -37,6 +37,7 @@ pub mod process;
 pub mod state;
 pub mod topology;
 pub mod traffic;
+pub mod translation;
 
 mod cgroup;
 mod network;
@@ -44,6 +45,7 @@ mod network;
 pub use api_server::{ApiServer, ResourceType};
 pub use background::Background;
 pub use capture::{Capture, CaptureError, Captured, RunningCapture};
+pub use cgroup::OwnCgroup;
 pub use lab::{Lab, LabError};
 pub use machine::{Kind, Machine};
 pub use mesh::{Manifests, Mesh, MeshError, Programs, TokenState};

@@ -12,8 +12,8 @@ mod traffic;
 pub use identity::{IdentityReport, IdentityState, IdentityStatus, RootInfo};
 pub use mesh::{EndpointInfo, ServiceInfo, ServicePortInfo, WorkloadInfo};
 pub use node::{
-    Attachment, Check, CheckStatus, ConfigOrigin, ConfigStatus, ConnectionCounts, Health, MeshCounts,
-    PodCounts, PodInfo, PodState, ProgramInfo, RejectedResource, Status, SteeringReport, Version,
+    Attachment, Check, CheckStatus, ConfigOrigin, ConfigStatus, ConnectionCounts, Health, KubeletInfo,
+    MeshCounts, PodCounts, PodInfo, PodState, ProgramInfo, RejectedResource, Status, SteeringReport, Version,
 };
 pub use policy::{AuthorizationInfo, PodPolicies, PolicyCheck, PolicyInfo, RuleCheck};
 pub use traffic::{

@@ -4,7 +4,7 @@ mod identity;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::api::{Check, ConfigOrigin, ConfigStatus, PodState, SteeringReport};
+use super::api::{Check, ConfigOrigin, ConfigStatus, KubeletInfo, PodState, SteeringReport};
 use super::state::AdminState;
 use crate::connect_time::PodBalancing;
 
@@ -20,6 +20,8 @@ impl AdminState {
                 checks.push(attachments(&report));
                 checks.push(listeners(&report, self.facts.workers));
                 checks.push(spoofing(&report));
+                checks.push(kubelet(&report));
+                checks.extend(undelivered(&report));
             }
             Err(error) => checks.push(Check::fail(
                 "kernel programs",
@@ -177,6 +179,37 @@ fn spoofing(report: &SteeringReport) -> Check {
             "find the sender: a pod that forges addresses, or a device that moved without the agent noticing",
         ),
     }
+}
+
+fn kubelet(report: &SteeringReport) -> Check {
+    let name = "kubelet";
+    match &report.kubelet {
+        KubeletInfo::Found(groups) => Check::ok(
+            name,
+            format!("in {}: of the node's processes it alone reaches pods past policy", groups.join(", ")),
+        ),
+        KubeletInfo::Gone => Check::warn(
+            name,
+            "its cgroup is not there: no process of the node reaches pods past policy, nor would a kubelet elsewhere",
+            "start the kubelet, or name its cgroup with --kubelet-cgroup",
+        ),
+        KubeletInfo::Unknown => Check::warn(
+            name,
+            "its cgroup is not known: all processes of the node reach enrolled pods around policy, because probes must",
+            "name the kubelet's cgroup with --kubelet-cgroup, and mount the node's cgroup2 hierarchy for the agent",
+        ),
+    }
+}
+
+fn undelivered(report: &SteeringReport) -> Option<Check> {
+    let dropped = report.counters.get(mesh_common::Outcome::Undelivered.name()).copied().unwrap_or_default();
+    (dropped > 0).then(|| {
+        Check::warn(
+            "delivery",
+            format!("{dropped} packets for the agent were routed to their pods instead, and dropped there"),
+            "a policy rule is or was missing: see the check of the policy routing",
+        )
+    })
 }
 
 fn control_server(config: &ConfigStatus) -> Check {

@@ -7,6 +7,8 @@ mod question;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_common::Outcome;
+
 use super::api::{Explanation, PeerInfo, SteeringStage, SteeringVerdict};
 use super::routes::ApiError;
 use super::state::{AdminState, KernelAnswer};
@@ -56,37 +58,64 @@ impl AdminState {
         }
         let answer = self.steering.explain(client.ip(), destination);
         let enrolled = |pod: Option<&Arc<LocalPod>>| pod.is_some_and(|pod| pod.enrolled);
-        if answer == KernelAnswer::Pass(mesh_common::Outcome::NotEnrolled.name())
-            && (enrolled(source) || enrolled(target))
+        if answer == KernelAnswer::Pass(Outcome::NotEnrolled.name()) && (enrolled(source) || enrolled(target))
         {
             because.push("but the kernel has not been told so (yet): see meshctl check".into());
         }
-        if answer == KernelAnswer::Pass(mesh_common::Outcome::HostAddress.name()) {
+        if answer == KernelAnswer::Pass(Outcome::HostAddress.name()) {
             because.push(format!(
                 "{} is an address of the node itself, which is never steered",
                 destination.ip()
             ));
         }
+        if answer == KernelAnswer::Pass(Outcome::NodeProcess.name()) {
+            because.push(format!(
+                "{} is an address of the node itself, and the kubelet cannot be told from its other processes: see meshctl check",
+                client.ip()
+            ));
+        }
+        if let KernelAnswer::TurnAround { .. } = answer {
+            because.push(format!(
+                "{} is an address of the node itself: the connection is turned around on its way into the pod, unless it \
+                 is the kubelet's",
+                client.ip()
+            ));
+        }
         let (verdict, outcome, direction) = match answer {
             KernelAnswer::Pass(outcome) => (SteeringVerdict::Pass, outcome, None),
             KernelAnswer::Drop(outcome) => (SteeringVerdict::Drop, outcome, None),
-            KernelAnswer::Capture { direction, fail_closed } if !self.steering.is_attached() => {
-                because.push("but no agent listens".into());
-                let (verdict, outcome) = match fail_closed {
-                    true => (SteeringVerdict::Drop, mesh_common::Outcome::FailClosed),
-                    false => (SteeringVerdict::Pass, mesh_common::Outcome::FailOpen),
-                };
-                (verdict, outcome.name(), Some(direction))
-            }
-            KernelAnswer::Capture { direction, .. } => {
+            KernelAnswer::Capture { direction, fail_closed } => {
                 let outcome = match direction {
-                    Direction::Outbound => mesh_common::Outcome::Outbound,
-                    Direction::Inbound => mesh_common::Outcome::Inbound,
+                    Direction::Outbound => Outcome::Outbound,
+                    Direction::Inbound => Outcome::Inbound,
                 };
-                (SteeringVerdict::Capture, outcome.name(), Some(direction))
+                self.captured(outcome, direction, fail_closed, &mut because)
+            }
+            KernelAnswer::TurnAround { fail_closed } => {
+                self.captured(Outcome::Around, Direction::Inbound, fail_closed, &mut because)
             }
         };
         SteeringStage { verdict, outcome: outcome.into(), direction, because }
+    }
+
+    /// What becomes of a connection that is for the agent, whether there is one or not.
+    fn captured(
+        &self,
+        outcome: Outcome,
+        direction: Direction,
+        fail_closed: bool,
+        because: &mut Vec<String>,
+    ) -> (SteeringVerdict, &'static str, Option<Direction>) {
+        let (verdict, outcome) = if self.steering.is_attached() {
+            (SteeringVerdict::Capture, outcome)
+        } else {
+            because.push("but no agent listens".into());
+            match fail_closed {
+                true => (SteeringVerdict::Drop, Outcome::FailClosed),
+                false => (SteeringVerdict::Pass, Outcome::FailOpen),
+            }
+        };
+        (verdict, outcome.name(), Some(direction))
     }
 }
 

@@ -38,6 +38,12 @@ impl Collector for AgentCollector {
             "outcome",
             state.steering.counters(),
         )?;
+        gauge(
+            encoder,
+            "mesh_agent_node_processes_guarded",
+            "Whether processes of the node other than the kubelet reach enrolled pods through the agent only",
+            u64::from(state.steering.knows_kubelet()),
+        )?;
         configuration(state, encoder)?;
         certificates(state, encoder)?;
         let pods = state.pod_counts();

@@ -33,6 +33,9 @@ pub trait SteeringInspector: Send + Sync {
     /// What became of packets since the maps were made, by outcome.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 
+    /// Whether the kubelet is told from the node's other processes.
+    fn knows_kubelet(&self) -> bool;
+
     /// What the kernel would do with the first packet of a connection, by its own maps.
     fn explain(&self, source: IpAddr, destination: SocketAddr) -> KernelAnswer;
 
@@ -51,6 +54,11 @@ pub enum KernelAnswer {
     Capture {
         /// On whose behalf.
         direction: Direction,
+        /// Whether it is dropped while no agent listens.
+        fail_closed: bool,
+    },
+    /// Hand it to the agent on its way into the pod.
+    TurnAround {
         /// Whether it is dropped while no agent listens.
         fail_closed: bool,
     },

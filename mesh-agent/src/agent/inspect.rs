@@ -13,8 +13,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use crate::admin::api::{
-    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, PodState, ProgramInfo, RejectedResource,
-    RootInfo, SteeringReport,
+    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, KubeletInfo, PodState, ProgramInfo,
+    RejectedResource, RootInfo, SteeringReport,
 };
 use crate::admin::{
     BoxFuture, ConfigInspector, EnrolmentInspector, IdentityInspector, KernelAnswer, NodeInspector,
@@ -23,6 +23,7 @@ use crate::admin::{
 use crate::config::client::{ConfigState, Origin};
 use crate::enrolment::PodStatuses;
 use crate::identity::Identities;
+use crate::kubelet::{Kubelet, KubeletState};
 use crate::kubernetes::{self, Cluster};
 use crate::steering::host::{HostSettings, installed, kernel};
 use crate::steering::{AttachMode, Explanation, RunTimeStatistics, Steering, SteeringSettings};
@@ -32,6 +33,7 @@ use crate::telemetry::Direction;
 pub(super) struct Kernel {
     steering: Steering,
     pins: PathBuf,
+    kubelet: KubeletState,
     /// Listeners that connections are sent to.
     listening: Arc<AtomicUsize>,
     /// Run times are measured for as long as this is there.
@@ -39,8 +41,14 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(steering: Steering, settings: &SteeringSettings, listening: Arc<AtomicUsize>) -> Self {
-        Self { steering, pins: settings.directory.clone(), listening, statistics: Mutex::default() }
+    pub(super) fn new(
+        steering: Steering,
+        settings: &SteeringSettings,
+        kubelet: KubeletState,
+        listening: Arc<AtomicUsize>,
+    ) -> Self {
+        let pins = settings.directory.clone();
+        Self { steering, pins, kubelet, listening, statistics: Mutex::default() }
     }
 }
 
@@ -80,11 +88,19 @@ impl SteeringInspector for Kernel {
                     index: attachment.index,
                     hook: hook(attachment.mode).to_owned(),
                     bridge: attachment.bridge,
+                    guarded: attachment.guarded,
                     pod: attachment.pod,
                     error: attachment.error,
                 })
                 .collect(),
             listeners: self.listening.load(Ordering::Relaxed),
+            kubelet: match &*self.kubelet.current() {
+                Kubelet::Unknown => KubeletInfo::Unknown,
+                Kubelet::Gone => KubeletInfo::Gone,
+                Kubelet::In(groups) => {
+                    KubeletInfo::Found(groups.iter().map(|group| group.display().to_string()).collect())
+                }
+            },
             counters: self.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             maps: BTreeMap::new(),
             stats_enabled: self.statistics.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
@@ -104,6 +120,10 @@ impl SteeringInspector for Kernel {
         counts.into_iter().map(|count| (count.outcome, count.packets)).collect()
     }
 
+    fn knows_kubelet(&self) -> bool {
+        *self.kubelet.current() != Kubelet::Unknown
+    }
+
     fn explain(&self, source: IpAddr, destination: SocketAddr) -> KernelAnswer {
         match self.steering.explain(source, destination) {
             Explanation::Passed { outcome } => KernelAnswer::Pass(outcome),
@@ -112,6 +132,7 @@ impl SteeringInspector for Kernel {
                 direction: if outbound { Direction::Outbound } else { Direction::Inbound },
                 fail_closed,
             },
+            Explanation::TurnedAround { fail_closed } => KernelAnswer::TurnAround { fail_closed },
         }
     }
 

@@ -32,7 +32,7 @@ pub fn mount_point() -> Option<PathBuf> {
 
 /// The cgroup2 hierarchy at `root`: there, or on hybrid systems in its `unified`. In those of cgroup v1 pods have folders
 /// of the same names, which no program can be attached to.
-pub(super) fn hierarchy(root: &Path) -> Option<PathBuf> {
+pub fn hierarchy(root: &Path) -> Option<PathBuf> {
     let is_cgroup2 =
         |path: &PathBuf| statfs(path).is_ok_and(|status| status.filesystem_type() == CGROUP2_SUPER_MAGIC);
     [root.to_path_buf(), root.join("unified")].into_iter().find(is_cgroup2)

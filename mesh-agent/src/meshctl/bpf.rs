@@ -103,6 +103,7 @@ fn attachments(screen: &mut Screen, report: &SteeringReport) -> io::Result<()> {
             attachment.bridge.clone().unwrap_or_default().into(),
             attachment.pod.as_deref().map_or("", short_uid).into(),
             match &attachment.error {
+                None if attachment.guarded => Cell::styled(GOOD, "attached, guarded"),
                 None => Cell::styled(GOOD, "attached"),
                 Some(error) => Cell::styled(BAD, error.as_str()),
             },

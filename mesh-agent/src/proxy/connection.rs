@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use mesh_common::Arrival;
 use mesh_xds::identity::Identity;
 use tokio::io::Interest;
 use tokio::time::sleep;
@@ -40,14 +41,16 @@ pub(super) struct Origin {
     pub(super) client: SocketAddr,
     /// Where it was on its way to.
     pub(super) destination: SocketAddr,
+    /// How it came.
+    pub(super) arrival: Arrival,
     pub(super) opened: Instant,
     pub(super) opened_at: SystemTime,
 }
 
 impl Origin {
     /// Of a connection that comes now.
-    pub(super) fn now(client: SocketAddr, destination: SocketAddr) -> Self {
-        Self { client, destination, opened: Instant::now(), opened_at: SystemTime::now() }
+    pub(super) fn now(client: SocketAddr, destination: SocketAddr, arrival: Arrival) -> Self {
+        Self { client, destination, arrival, opened: Instant::now(), opened_at: SystemTime::now() }
     }
 }
 
@@ -136,14 +139,14 @@ pub(super) struct Refused {
 
 /// Takes an accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>) {
-    let Origin { client, destination, .. } = accepted.origin;
-    if lacks_device(&worker.pods.load(), client) {
+    let Origin { client, destination, arrival, .. } = accepted.origin;
+    if arrival == Arrival::Steered && lacks_device(&worker.pods.load(), client) {
         // Boxed: rare, and it takes room.
         Box::pin(device_of(&worker, client)).await;
     }
     let snapshot = worker.snapshot.load();
     let pods = worker.pods.load_full();
-    let decision = decide(&worker, &snapshot, &pods, client, destination);
+    let decision = decide(&worker, &snapshot, &pods, &accepted.origin);
     if let Err(Refusal::DialledDirectly) = decision.outcome {
         // Nobody's traffic: counted, but not reported as a connection of the mesh.
         tracing::debug!(%client, "connection to the listener itself refused");
@@ -182,13 +185,11 @@ async fn device_of(worker: &Worker, client: SocketAddr) {
 }
 
 /// Decides, and tells the service of a connection whose endpoint the kernel chose.
-fn decide(
-    worker: &Worker,
-    snapshot: &Snapshot,
-    pods: &LocalPods,
-    client: SocketAddr,
-    destination: SocketAddr,
-) -> Decision {
+fn decide(worker: &Worker, snapshot: &Snapshot, pods: &LocalPods, origin: &Origin) -> Decision {
+    let Origin { client, destination, .. } = *origin;
+    if origin.arrival == Arrival::Around {
+        return decision::decide_around(snapshot, pods, client, destination);
+    }
     let mut decision = decision::decide(snapshot, pods, client, destination);
     if decision.service.is_none()
         && decision.direction == Direction::Outbound

@@ -257,18 +257,8 @@ pub fn decide(
     client: SocketAddr,
     destination: SocketAddr,
 ) -> Decision {
-    // Steered packets never have a loopback address; what has one was dialled, and would be relayed to itself.
-    let dialled = destination.ip().is_loopback() || destination.ip().is_unspecified();
-    if dialled {
-        return Decision {
-            direction: Direction::Outbound,
-            pod: None,
-            source: None,
-            identity: None,
-            security: ConnectionSecurity::None,
-            service: None,
-            outcome: Err(Refusal::DialledDirectly),
-        };
+    if is_dialled(destination) {
+        return dialled();
     }
     // As in the kernel: what the client's own rules let pass was steered for its destination.
     let opener = pods
@@ -277,9 +267,45 @@ pub fn decide(
     if let Some(pod) = opener {
         decide_outbound(snapshot, pods, pod, client, destination)
     } else if let Some(pod) = pods.enrolled_by_address(destination.ip()) {
-        decide_inbound(snapshot, pods, pod, client, destination)
+        let identity = pods.enrolled_by_address(client.ip()).and_then(|client| proven(snapshot, client));
+        decide_inbound(snapshot, pod, client, destination, identity)
     } else {
         decide_stray(snapshot, pods, client, destination)
+    }
+}
+
+/// The same for a connection that was turned around on its way into the pod: from the node itself, or translated to the
+/// pod's address. It is one to that pod, from nobody: where it came in was not seen, so that its client's address proves
+/// nothing.
+pub fn decide_around(
+    snapshot: &Snapshot,
+    pods: &LocalPods,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Decision {
+    if is_dialled(destination) {
+        return dialled();
+    }
+    match pods.enrolled_by_address(destination.ip()) {
+        Some(pod) => decide_inbound(snapshot, pod, client, destination, None),
+        None => decide_stray(snapshot, pods, client, destination),
+    }
+}
+
+/// Steered packets never have a loopback address; what has one was dialled, and would be relayed to itself.
+fn is_dialled(destination: SocketAddr) -> bool {
+    destination.ip().is_loopback() || destination.ip().is_unspecified()
+}
+
+fn dialled() -> Decision {
+    Decision {
+        direction: Direction::Outbound,
+        pod: None,
+        source: None,
+        identity: None,
+        security: ConnectionSecurity::None,
+        service: None,
+        outcome: Err(Refusal::DialledDirectly),
     }
 }
 
@@ -401,13 +427,13 @@ fn proven(snapshot: &Snapshot, pod: &LocalPod) -> Option<Arc<Identity>> {
     pod.device.as_ref().map(|_| Arc::new(pod.identity(&snapshot.node().trust_domain)))
 }
 
-/// Decides a connection that somebody opened to the local `pod`.
+/// Decides a connection that somebody, who may have proved to be `identity`, opened to the local `pod`.
 fn decide_inbound(
     snapshot: &Snapshot,
-    pods: &LocalPods,
     pod: &Arc<LocalPod>,
     client: SocketAddr,
     destination: SocketAddr,
+    identity: Option<Arc<Identity>>,
 ) -> Decision {
     // The pod answers to whatever address it sees, and steering brings the answer back here: nothing needs to be
     // known of the client.
@@ -420,7 +446,6 @@ fn decide_inbound(
         SourceAddress::Preserved(client.ip())
     };
     let workload = snapshot.workload_by_address(destination.ip());
-    let identity = pods.enrolled_by_address(client.ip()).and_then(|client| proven(snapshot, client));
     let target = Target::Single(Upstream {
         address: destination,
         workload: workload.cloned(),

@@ -19,7 +19,7 @@ use super::connection::{Identified, Origin, ServerStream};
 use super::decision::{Target, TunnelPath, Upstream};
 use super::guards::Guard;
 use super::limits::{LimitReached, Permit};
-use super::socket::{self, Stream};
+use super::socket::{self, Source, Stream};
 use super::tunnel::{TunnelError, TunnelRoute, TunnelStream, baggage};
 use super::worker::Worker;
 use crate::config::{ActiveConnection, Endpoint, ServiceEntry};
@@ -282,7 +282,7 @@ impl Dialling<'_> {
         // kernel. With the same port the two could not be told apart, and the answers would go there.
         let is_local = upstream.server_side.is_some();
         let taken = |local: SocketAddr| is_local && worker.passage.passes(local, upstream.address);
-        let source = upstream.source.preserved();
+        let source = Source::of(upstream.source.preserved(), self.origin.arrival);
         let connecting = socket::connect_clear_of(upstream.address, source, &worker.settings, taken);
         let outcome = timeout_at(deadline.into(), connecting)
             .await

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use mesh_common::Arrival;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -20,19 +21,62 @@ use super::settings::{Keepalive, ProxySettings};
 const MAX_TAKEN_PORTS: usize = 16;
 
 /// A listening socket that accepts connections to any address. Accepted sockets inherit its options: the mark,
-/// no delay, keepalive; that saves five system calls for each of them.
-pub(super) fn listen(address: IpAddr, settings: &ProxySettings) -> io::Result<std::net::TcpListener> {
+/// no delay, keepalive; that saves five system calls for each of them. The mark has to be right from the first answer
+/// on, which is the kernel's own: of connections that were turned around, conntrack must see the answers.
+pub(super) fn listen(
+    address: IpAddr,
+    arrival: Arrival,
+    settings: &ProxySettings,
+) -> io::Result<std::net::TcpListener> {
     let socket = open(address)?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     set_transparent(&socket, address)?;
-    socket.set_mark(settings.marks.capture)?;
+    match arrival {
+        Arrival::Steered => socket.set_mark(settings.marks.capture)?,
+        Arrival::Around => {
+            socket.set_mark(settings.marks.agent)?;
+            socket.set_tcp_mss(around_segment(address))?;
+        }
+    }
     tune(&socket, settings.keepalive)?;
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(settings.backlog.into())?;
     Ok(socket.into())
+}
+
+/// The longest segment that fits through the device of any pod. What is turned around has come as far as that device, which
+/// may let less through than the way to the client does: the loopback device, for one.
+fn around_segment(address: IpAddr) -> u32 {
+    /// The least that IPv6 lets a link carry (RFC 8200), and the headers of IP and TCP.
+    const LEAST_MTU: u32 = 1280;
+    const IPV4_HEADERS: u32 = 40;
+    const IPV6_HEADERS: u32 = 60;
+    LEAST_MTU - if address.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS }
+}
+
+/// Whose address a connection is opened from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    /// The node's own, whichever the kernel chooses.
+    Node,
+    /// A client's that is not on the node itself: what is sent to it comes back steered.
+    Client(IpAddr),
+    /// A client's that may be the node itself.
+    ClientOrNode(IpAddr),
+}
+
+impl Source {
+    /// The address of a client whose connection came so, where it is to be kept.
+    pub(super) fn of(preserved: Option<IpAddr>, arrival: Arrival) -> Self {
+        match (preserved, arrival) {
+            (None, _) => Self::Node,
+            (Some(client), Arrival::Steered) => Self::Client(client),
+            (Some(client), Arrival::Around) => Self::ClientOrNode(client),
+        }
+    }
 }
 
 /// Connects to `destination`, from `source` where that is given and else from the node's own address.
@@ -41,6 +85,7 @@ pub(super) async fn connect(
     source: Option<IpAddr>,
     settings: &ProxySettings,
 ) -> io::Result<TcpStream> {
+    let source = Source::of(source, Arrival::Steered);
     connect_clear_of(destination, source, settings, |_| false).await
 }
 
@@ -48,14 +93,14 @@ pub(super) async fn connect(
 /// ports of `source`: it is a pod's address, and the pod has ports of its own.
 pub(super) async fn connect_clear_of(
     destination: SocketAddr,
-    source: Option<IpAddr>,
+    source: Source,
     settings: &ProxySettings,
     taken: impl Fn(SocketAddr) -> bool,
 ) -> io::Result<TcpStream> {
     let mut attempts = Vec::new();
     let stream = loop {
         let stream = begin_to_connect(destination, source, settings)?;
-        if source.is_none() || !taken(stream.local_addr()?) {
+        if matches!(source, Source::Node) || !taken(stream.local_addr()?) {
             break stream;
         }
         if attempts.len() == MAX_TAKEN_PORTS {
@@ -75,21 +120,48 @@ pub(super) async fn connect_clear_of(
 /// A socket whose SYN is on its way.
 fn begin_to_connect(
     destination: SocketAddr,
-    source: Option<IpAddr>,
+    source: Source,
+    settings: &ProxySettings,
+) -> io::Result<TcpStream> {
+    match source {
+        Source::Node => begin(destination, None, settings.marks.agent, settings),
+        Source::Client(client) => begin(destination, Some((client, true)), settings.marks.capture, settings),
+        // What the node sends and receives itself is tracked like all that it does: untracked, its answers could belong
+        // to a connection that was translated to the same address and port.
+        Source::ClientOrNode(client) => {
+            match begin(destination, Some((client, false)), settings.marks.agent, settings) {
+                // Refused by `bind`, or where the node may bind to any address (`ip_nonlocal_bind`) by `connect`.
+                Err(error) if is_not_of_node(&error) => {
+                    begin(destination, Some((client, true)), settings.marks.capture, settings)
+                }
+                begun => begun,
+            }
+        }
+    }
+}
+
+fn is_not_of_node(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EINVAL))
+}
+
+/// Begins to connect from an address, which is not the node's where it is to be `transparent`.
+fn begin(
+    destination: SocketAddr,
+    from: Option<(IpAddr, bool)>,
+    mark: u32,
     settings: &ProxySettings,
 ) -> io::Result<TcpStream> {
     let socket = open(destination.ip())?;
     tune(&socket, settings.keepalive)?;
-    match source {
-        Some(source) => {
-            socket.set_mark(settings.marks.capture)?;
+    socket.set_mark(mark)?;
+    if let Some((source, transparent)) = from {
+        if transparent {
             set_transparent(&socket, source)?;
-            // Lets `connect` choose the port by the whole four-tuple, not `bind` by the address alone: the same
-            // client can have a full range of ports towards each endpoint.
-            setsockopt(&socket, IpBindAddressNoPort, &true)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
         }
-        None => socket.set_mark(settings.marks.agent)?,
+        // Lets `connect` choose the port by the whole four-tuple, not `bind` by the address alone: the same
+        // client can have a full range of ports towards each endpoint.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     match socket.connect(&destination.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
@@ -241,19 +313,21 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_what_the_listener_was_given() {
-        let settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 });
+        let settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 });
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-            let listener = listen(address, &settings).unwrap();
-            listener.set_nonblocking(false).unwrap();
-            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (accepted, _) = listener.accept().unwrap();
-            let accepted = SockRef::from(&accepted);
-            assert_eq!(accepted.mark().unwrap(), 0x1000);
-            assert!(accepted.tcp_nodelay().unwrap());
-            assert!(accepted.keepalive().unwrap());
-            assert_eq!(accepted.tcp_keepalive_time().unwrap(), settings.keepalive.idle);
-            assert_eq!(accepted.tcp_keepalive_interval().unwrap(), settings.keepalive.interval);
-            assert_eq!(accepted.tcp_keepalive_retries().unwrap(), settings.keepalive.probes);
+            for (arrival, mark) in [(Arrival::Steered, 0x1000), (Arrival::Around, 0x40)] {
+                let listener = listen(address, arrival, &settings).unwrap();
+                listener.set_nonblocking(false).unwrap();
+                let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (accepted, _) = listener.accept().unwrap();
+                let accepted = SockRef::from(&accepted);
+                assert_eq!(accepted.mark().unwrap(), mark);
+                assert!(accepted.tcp_nodelay().unwrap());
+                assert!(accepted.keepalive().unwrap());
+                assert_eq!(accepted.tcp_keepalive_time().unwrap(), settings.keepalive.idle);
+                assert_eq!(accepted.tcp_keepalive_interval().unwrap(), settings.keepalive.interval);
+                assert_eq!(accepted.tcp_keepalive_retries().unwrap(), settings.keepalive.probes);
+            }
         }
     }
 }

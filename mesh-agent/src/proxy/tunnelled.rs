@@ -80,8 +80,8 @@ async fn serve_connection(worker: Rc<Worker>, pod: Arc<LocalPod>, tunnel: Origin
     let peer = Arc::clone(&request.peer);
     let authority = &request.authority;
     let (decision, destination) =
-        decide_tunnelled(&snapshot, &pods, &pod, peer, tunnel.client, tunnel.destination, authority);
-    let origin = Origin::now(tunnel.client, destination);
+        decide_tunnelled(&snapshot, &pod, peer, tunnel.client, tunnel.destination, authority);
+    let origin = Origin::now(tunnel.client, destination, tunnel.arrival);
     let identified = Box::new(Identified { decision, snapshot, pods });
     let mut report = Report::new(&worker, &origin, &identified);
 

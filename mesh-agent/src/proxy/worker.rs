@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mesh_common::Arrival;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
@@ -89,11 +90,11 @@ impl std::ops::Deref for Worker {
 
 impl Worker {
     /// Serves an accepted connection from now on.
-    fn take(self: &Rc<Self>, stream: TcpStream, client: SocketAddr) {
+    fn take(self: &Rc<Self>, stream: TcpStream, client: SocketAddr, arrival: Arrival) {
         let Ok(original_destination) = stream.local_addr() else {
             return; // Reset while it waited in the queue.
         };
-        let origin = Origin::now(client, original_destination);
+        let origin = Origin::now(client, original_destination, arrival);
         let accepted = Box::new(Accepted { stream: Stream::new(stream), origin });
         self.spawn(serve(Rc::clone(self), accepted));
     }
@@ -137,7 +138,7 @@ impl Worker {
 pub(super) fn run(
     index: usize,
     shared: Shared,
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<(std::net::TcpListener, Arrival)>,
     connections: TaskTracker,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<usize> {
@@ -165,9 +166,10 @@ pub(super) fn run(
             lifetime.end_at_rest();
         });
         let mut accepting = Vec::new();
-        for listener in listeners {
+        for (listener, arrival) in listeners {
             let listener = TcpListener::from_std(listener)?;
-            accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener, phase.clone())));
+            let accepted = accept(Rc::clone(&worker), listener, arrival, phase.clone());
+            accepting.push(tokio::task::spawn_local(accepted));
         }
         for loop_of_listener in accepting {
             // A panic in it ends its listener; the other goes on.
@@ -192,7 +194,12 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
 }
 
 /// Accepts until draining starts.
-async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    arrival: Arrival,
+    mut phase: watch::Receiver<Phase>,
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
@@ -203,7 +210,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Rec
         match accepted {
             Ok((stream, client)) => {
                 pause = FIRST_PAUSE;
-                worker.take(stream, client);
+                worker.take(stream, client, arrival);
             }
             Err(error) => {
                 worker.observer.incident(Incident::AcceptFailure);
@@ -227,7 +234,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, mut phase: watch::Rec
     };
     while let Ok((stream, client)) = listener.accept() {
         if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-            worker.take(stream, client);
+            worker.take(stream, client, arrival);
         }
     }
 }

@@ -49,7 +49,7 @@ fn all_problems_are_told_at_once() {
     for part in [
         "\"ftp://x:1\": must start with http:// or https://",
         "\"http://control\": names no port",
-        "--capture-mark 0x100: has bits outside --mark-mask 0x3000",
+        "--capture-mark 0x100: has bits outside --mark-mask 0x1040",
         "--capture-mark and --agent-mark are both 0x100",
         "--route-table 254: belongs to the kernel",
         "--max-connections-per-pod 20 is more than --max-connections 10",

@@ -5,14 +5,14 @@
 
 mod clsact;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use aya::sys::SyscallError;
 use serde::Serialize;
 use tracing::{debug, info, warn};
@@ -22,9 +22,9 @@ use super::devices::{Devices, Link};
 use super::error::chain;
 use super::members::Members;
 use super::pins::{self, Pins};
-use super::programs::{Information, PICK_LISTENER, Programs, STEER};
+use super::programs::{Hook, Information, PICK_LISTENER, Programs};
 
-/// How `steer` is attached to devices.
+/// How programs are attached to devices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
@@ -44,13 +44,15 @@ pub struct Attachment {
     pub index: u32,
     /// Interface name.
     pub device: String,
-    /// How the program is attached.
+    /// How programs are attached.
     pub mode: AttachMode,
+    /// Whether what leaves through it is guarded, too: the device of a pod that is or was enrolled.
+    pub guarded: bool,
     /// The bridge it is a port of.
     pub bridge: Option<String>,
     /// Uid of the enrolled pod behind it.
     pub pod: Option<String>,
-    /// Why the program could not be attached; it is tried again.
+    /// Why a program could not be attached; it is tried again.
     pub error: Option<String>,
 }
 
@@ -59,14 +61,14 @@ pub(super) struct Attachments {
     programs: Programs,
     pins: Pins,
     mode: AttachMode,
-    /// By interface index: the way it is attached, or why it is not.
-    devices: BTreeMap<u32, Result<AttachMode, String>>,
+    /// By program and interface index: the way it is attached, or why it is not.
+    attached: BTreeMap<(Hook, u32), Result<AttachMode, String>>,
     picks_listeners: bool,
 }
 
 impl Attachments {
     pub(super) fn new(programs: Programs, pins: Pins, mode: AttachMode) -> Self {
-        Self { programs, pins, mode, devices: BTreeMap::new(), picks_listeners: false }
+        Self { programs, pins, mode, attached: BTreeMap::new(), picks_listeners: false }
     }
 
     pub(super) fn programs(&self) -> &Programs {
@@ -117,45 +119,72 @@ impl Attachments {
         Ok(())
     }
 
-    /// Attaches `steer` to the steered devices that lack it, and forgets the devices that are gone.
-    pub(super) fn sync(&mut self, devices: &Devices, gone: &[u32]) {
-        let pinned = self.pins.steered();
+    /// Attaches the programs to the devices that lack them, and forgets the devices that are gone.
+    pub(super) fn sync(&mut self, devices: &Devices, members: &Members, gone: &[u32]) {
+        let pinned = self.pins.devices(Hook::Steer);
         for index in gone.iter().chain(pinned.iter().filter(|index| devices.link(**index).is_none())) {
             self.forget(*index);
         }
         for link in devices.steered() {
-            self.attach(link);
+            self.attach(Hook::Steer, link);
         }
+        self.sync_guards(devices, members);
         // Only now does no program use the maps of an agent with another layout any more.
-        if self.devices.values().all(Result::is_ok)
+        if self.attached.values().all(Result::is_ok)
             && let Err(error) = self.pins.remove_other_maps()
         {
             warn!(%error, "former kernel maps stay");
         }
     }
 
-    /// Attaches `steer` to a device, unless that is done.
-    pub(super) fn attach(&mut self, link: &Link) {
-        if let Some(Ok(_)) = self.devices.get(&link.index) {
+    /// Attaches `guard` to the devices of pods that are or were enrolled, and to no others.
+    pub(super) fn sync_guards(&mut self, devices: &Devices, members: &Members) {
+        let wanted = members.guarded_devices();
+        for link in wanted.iter().filter_map(|index| devices.link(*index)).filter(|link| link.is_steered()) {
+            self.attach(Hook::Guard, link);
+        }
+        let ours = self.attached.keys().filter(|(hook, _)| *hook == Hook::Guard).map(|(_, index)| *index);
+        let noted = self.pins.devices(Hook::Guard).into_iter().chain(self.pins.clsact_filters(Hook::Guard));
+        let unwanted: BTreeSet<u32> = ours.chain(noted).filter(|index| !wanted.contains(index)).collect();
+        for index in unwanted {
+            self.remove_guard(index);
+        }
+    }
+
+    fn remove_guard(&mut self, index: u32) {
+        self.attached.remove(&(Hook::Guard, index));
+        if self.pins.clsact_filters(Hook::Guard).contains(&index) {
+            clsact::detach(Hook::Guard, index);
+        }
+        if let Err(error) = self.pins.forget_program(Hook::Guard, index) {
+            warn!(index, %error, "a pin stays");
+        }
+    }
+
+    /// Attaches a program to a device, unless that is done.
+    pub(super) fn attach(&mut self, hook: Hook, link: &Link) {
+        if let Some(Ok(_)) = self.attached.get(&(hook, link.index)) {
             return;
         }
-        let result = match self.try_attach(link) {
+        let program = hook.program();
+        let result = match self.try_attach(hook, link) {
             Ok(mode) => {
-                info!(device = %link.name, index = link.index, ?mode, "steering");
+                info!(device = %link.name, index = link.index, ?mode, program, "attached");
                 Ok(mode)
             }
             Err(error) => {
-                warn!(device = %link.name, %error, "device is not steered; will try again");
+                warn!(device = %link.name, %error, program, "not attached; will try again");
                 Err(error.to_string())
             }
         };
-        self.devices.insert(link.index, result);
+        self.attached.insert((hook, link.index), result);
     }
 
     /// Forgets a device that is gone, with its pin: a link that stayed behind would follow a device that moved to
     /// another network namespace.
     pub(super) fn forget(&mut self, index: u32) {
-        if self.devices.remove(&index).is_some() {
+        self.attached.remove(&(Hook::Guard, index));
+        if self.attached.remove(&(Hook::Steer, index)).is_some() {
             debug!(index, "device is gone");
         }
         if let Err(error) = self.pins.forget_device(index) {
@@ -165,24 +194,32 @@ impl Attachments {
 
     pub(super) fn report(&self, devices: &Devices, members: &Members) -> Vec<Attachment> {
         let name = |index| devices.link(index).map(|link| link.name.clone());
-        self.devices
-            .iter()
-            .map(|(index, result)| Attachment {
-                index: *index,
-                device: name(*index).unwrap_or_default(),
-                mode: *result.as_ref().unwrap_or(&self.mode),
-                bridge: devices.link(*index).and_then(|link| name(link.bridge?)),
-                pod: members.uid(devices.owner(*index)).map(|uid| uid.to_string()),
-                error: result.as_ref().err().cloned(),
+        let steered = self.attached.iter().filter(|((hook, _), _)| *hook == Hook::Steer);
+        steered
+            .map(|((_, index), result)| {
+                let guard = self.attached.get(&(Hook::Guard, *index));
+                let error = result.as_ref().err().or(guard.and_then(|guard| guard.as_ref().err()));
+                Attachment {
+                    index: *index,
+                    device: name(*index).unwrap_or_default(),
+                    mode: *result.as_ref().unwrap_or(&self.mode),
+                    guarded: guard.is_some_and(Result::is_ok),
+                    bridge: devices.link(*index).and_then(|link| name(link.bridge?)),
+                    pod: members.uid(devices.owner(*index)).map(|uid| uid.to_string()),
+                    error: error.cloned(),
+                }
             })
             .collect()
     }
 
-    fn try_attach(&mut self, link: &Link) -> Result<AttachMode, SteeringError> {
-        let failed =
-            |reason: String| SteeringError::Attach { program: STEER, target: link.name.clone(), reason };
+    fn try_attach(&mut self, hook: Hook, link: &Link) -> Result<AttachMode, SteeringError> {
+        let failed = |reason: String| SteeringError::Attach {
+            program: hook.program(),
+            target: link.name.clone(),
+            reason,
+        };
         if self.mode != AttachMode::Clsact {
-            match self.attach_tcx(link) {
+            match self.attach_tcx(hook, link) {
                 Ok(()) => return Ok(AttachMode::Tcx),
                 // The kernel does not know tcx.
                 Err(TcxError::Program(error)) if self.mode == AttachMode::Auto && is_invalid(&error) => {
@@ -193,22 +230,28 @@ impl Attachments {
                 Err(TcxError::Pin(error)) => return Err(error),
             }
         }
-        clsact::attach(self.programs.steer()?, &self.pins, link.index, &link.name).map_err(failed)?;
+        let program = self.programs.of_devices(hook)?;
+        clsact::attach(program, hook, &self.pins, link.index, &link.name).map_err(failed)?;
         Ok(AttachMode::Clsact)
     }
 
-    fn attach_tcx(&mut self, link: &Link) -> Result<(), TcxError> {
-        let pin = self.pins.steer(link.index);
-        let program = self.programs.steer()?;
+    fn attach_tcx(&mut self, hook: Hook, link: &Link) -> Result<(), TcxError> {
+        let pin = self.pins.device(hook, link.index);
+        let program = self.programs.of_devices(hook)?;
         if adopt(program, &pin, link.index) {
             return Ok(());
         }
         // What is pinned there belongs to a device that is gone.
         pins::remove(&pin)?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(&link.name, TcAttachType::Ingress, order)?;
-        let attached = FdLink::try_from(program.take_link(id)?).map_err(|error| not_pinned(&pin, &error))?;
-        attached.pin(&pin).map_err(|error| not_pinned(&pin, &error))?;
+        let id = program.attach_with_options(&link.name, hook.attach_type(), order)?;
+        let not_pinned = |error: &(dyn std::error::Error + 'static)| SteeringError::Attach {
+            program: hook.program(),
+            target: pin.display().to_string(),
+            reason: chain(error),
+        };
+        let attached = FdLink::try_from(program.take_link(id)?).map_err(|error| not_pinned(&error))?;
+        attached.pin(&pin).map_err(|error| not_pinned(&error))?;
         Ok(())
     }
 }
@@ -228,10 +271,6 @@ impl From<SteeringError> for TcxError {
     fn from(error: SteeringError) -> Self {
         Self::Pin(error)
     }
-}
-
-fn not_pinned(pin: &Path, error: &(dyn std::error::Error + 'static)) -> SteeringError {
-    SteeringError::Attach { program: STEER, target: pin.display().to_string(), reason: chain(error) }
 }
 
 /// Replaces the program in the pinned link of an agent before, if there is one and it is this device's.
@@ -256,8 +295,9 @@ fn is_invalid(error: &ProgramError) -> bool {
 /// Detaches everything that is pinned or noted below `directory`.
 pub(super) fn detach_all(directory: &Path) -> Result<Vec<PathBuf>, SteeringError> {
     let pins = Pins::existing(directory);
-    for index in pins.clsact_filters() {
-        clsact::detach(&pins, index);
+    for hook in [Hook::Guard, Hook::Steer] {
+        pins.clsact_filters(hook).into_iter().for_each(|index| clsact::detach(hook, index));
     }
+    pins.clsact_qdiscs().into_iter().for_each(|index| clsact::remove_own_qdisc(&pins, index));
     pins.remove_all()
 }

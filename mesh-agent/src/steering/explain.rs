@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_common::{Address, Direction, Flow, Gate, gate, judge};
+use mesh_common::{
+    Address, ConfigFlags, Direction, Flow, Gate, Outcome, Pod, Tables as _, gate, judge, judge_inbound,
+};
 use serde::Serialize;
 
 use super::maps::Maps;
@@ -28,6 +30,11 @@ pub enum Explanation {
         /// Whether it is dropped while no agent listens.
         fail_closed: bool,
     },
+    /// It goes to the agent from its way into the pod: the node itself sends it.
+    TurnedAround {
+        /// Whether it is dropped while no agent listens.
+        fail_closed: bool,
+    },
 }
 
 pub(super) fn explain(maps: &Maps, source: IpAddr, destination: SocketAddr) -> Explanation {
@@ -39,11 +46,24 @@ pub(super) fn explain(maps: &Maps, source: IpAddr, destination: SocketAddr) -> E
         Gate::Pass(outcome) => return Explanation::Passed { outcome: outcome.name() },
         Gate::Drop(outcome) => return Explanation::Dropped { outcome: outcome.name() },
     };
+    if maps.is_host_address(&source) {
+        return explain_guard(maps, &to, destination.port());
+    }
     match judge(maps, &from, &to, &address, destination.port()) {
         Some(capture) => Explanation::Captured {
             outbound: capture.direction == Direction::Outbound,
             fail_closed: capture.fail_closed,
         },
-        None => Explanation::Passed { outcome: mesh_common::Outcome::Excluded.name() },
+        None => Explanation::Passed { outcome: Outcome::Excluded.name() },
+    }
+}
+
+/// As if not the kubelet sent it.
+fn explain_guard(maps: &Maps, destination: &Pod, port: u16) -> Explanation {
+    let knows_kubelet = maps.config().is_ok_and(|config| config.flags.has(ConfigFlags::KUBELET_KNOWN));
+    match judge_inbound(maps, destination, port) {
+        Some(_) if !knows_kubelet => Explanation::Passed { outcome: Outcome::NodeProcess.name() },
+        Some(capture) => Explanation::TurnedAround { fail_closed: capture.fail_closed },
+        None => Explanation::Passed { outcome: Outcome::Excluded.name() },
     }
 }

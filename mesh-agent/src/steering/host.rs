@@ -22,6 +22,7 @@ pub mod untrack;
 
 use std::path::PathBuf;
 
+use mesh_common::around_mark;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -58,10 +59,12 @@ pub enum Untracking {
 pub struct HostSettings {
     /// The mark of steered packets, and of the agent's sockets whose packets come back steered.
     pub capture_mark: Mark,
+    /// The mark of packets that are turned around on their way into a pod.
+    pub around_mark: Mark,
     /// Routing table that delivers steered packets locally. Nobody else may use it: Calico allots itself numbers
     /// of 1 to 250, Cilium 2004 and 2005, the CNIs of the clouds small ones.
     pub table: u32,
-    /// Preference of the first of three consecutive policy rules.
+    /// Preference of the first of four consecutive policy rules.
     pub rule_preference: u32,
     /// Whether steered packets bypass connection tracking.
     pub untracking: Untracking,
@@ -79,9 +82,10 @@ impl HostSettings {
     pub const DEFAULT_RULE_PREFERENCE: u32 = 99;
 
     /// The defaults for what each node must say itself.
-    pub fn new(capture_mark: Mark, table: u32, run_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(capture_mark: Mark, around_mark: Mark, table: u32, run_dir: impl Into<PathBuf>) -> Self {
         Self {
             capture_mark,
+            around_mark,
             table,
             rule_preference: Self::DEFAULT_RULE_PREFERENCE,
             untracking: Untracking::default(),
@@ -93,16 +97,19 @@ impl HostSettings {
 
     /// The settings that the command line gives.
     pub fn from_args(args: &NodeArgs) -> Self {
-        let capture_mark = Mark { value: args.capture_mark.get(), mask: args.mark_mask.get() };
+        let mask = args.mark_mask.get();
+        let capture = Mark { value: args.capture_mark.get(), mask };
+        let around = Mark { value: around_mark(capture.value, args.agent_mark.get()), mask };
         Self {
             proc_sys: args.proc_sys.clone(),
-            ..Self::new(capture_mark, args.route_table.get(), args.run_dir.clone())
+            ..Self::new(capture, around, args.route_table.get(), args.run_dir.clone())
         }
     }
 
     /// The policy routing these settings ask for.
     pub fn routing(&self) -> PolicyRouting {
-        PolicyRouting { mark: self.capture_mark, table: self.table, preference: self.rule_preference }
+        let Self { capture_mark, around_mark, table, rule_preference, .. } = *self;
+        PolicyRouting { mark: capture_mark, around: around_mark, table, preference: rule_preference }
     }
 }
 
@@ -125,7 +132,7 @@ impl HostState {
 
         let untracking = match settings.untracking {
             Untracking::Off => untrack::remove().map(|_| false)?,
-            Untracking::Auto => match untrack::install(settings.capture_mark) {
+            Untracking::Auto => match untrack::install(settings.capture_mark, settings.around_mark) {
                 Ok(()) => true,
                 Err(HostError::Unsupported { what, mend }) => {
                     warn!(what, mend, "steered packets stay visible to connection tracking");

@@ -1,13 +1,14 @@
 //! The maps, typed.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use mesh_common::{
-    Action, Address, CidrRule, Config, Device, Family, MAX_LISTENERS, Pod, PortRule, Tables, can_pass, judge,
-    listener_slot, name,
+    Action, Address, Arrival, CidrRule, Config, Device, Family, LISTENER_SLOTS, MAX_LISTENERS, Pod, PortRule,
+    Tables, can_pass, judge, listener_slot, name,
 };
 
 use super::{CoreListeners, SteeringError};
@@ -25,6 +26,7 @@ pub(super) struct Maps {
     listeners: SockMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
     config: Array<MapData, Config>,
+    kubelets: HashMap<MapData, u64, u32>,
 }
 
 /// A range of a rule set: the length of the range in the bits of an [`Address`], and its rule key.
@@ -42,6 +44,7 @@ impl Maps {
             listeners: take(object, name::LISTENERS)?,
             counters: take(object, name::COUNTERS)?,
             config: take(object, name::CONFIG)?,
+            kubelets: take(object, name::KUBELETS)?,
         })
     }
 
@@ -61,8 +64,14 @@ impl Maps {
             .filter(|cores| *cores <= MAX_LISTENERS)
             .ok_or(SteeringError::TooManyListeners(listeners.len()))?;
         for (core, pair) in (0..).zip(listeners) {
-            for (family, socket) in [(Family::V4, pair.v4), (Family::V6, pair.v6)] {
-                let slot = listener_slot(core, family);
+            let CoreListeners { steered, around } = pair;
+            for (family, arrival, socket) in [
+                (Family::V4, Arrival::Steered, steered.v4),
+                (Family::V6, Arrival::Steered, steered.v6),
+                (Family::V4, Arrival::Around, around.v4),
+                (Family::V6, Arrival::Around, around.v6),
+            ] {
+                let slot = listener_slot(core, family, arrival);
                 match socket {
                     Some(socket) => self.listeners.set(slot, &socket, 0).map_err(&failed)?,
                     None => ignore_missing(self.listeners.clear_index(&slot)).map_err(&failed)?,
@@ -70,7 +79,7 @@ impl Maps {
             }
         }
         self.set_config(Config { listeners: cores, ..self.config()? })?;
-        for slot in listener_slot(cores, Family::V4)..listener_slot(MAX_LISTENERS, Family::V4) {
+        for slot in listener_slot(cores, Family::V4, Arrival::Steered)..LISTENER_SLOTS {
             ignore_missing(self.listeners.clear_index(&slot)).map_err(&failed)?;
         }
         Ok(())
@@ -147,6 +156,20 @@ impl Maps {
             (name::PORT_RULES, self.all_port_rules()?.len()),
             (name::CIDR_RULES, self.all_cidr_rules()?.len()),
         ])
+    }
+
+    /// Numbers of the kubelet's cgroups.
+    pub(super) fn kubelets(&self) -> Result<BTreeSet<u64>, SteeringError> {
+        let entries = collect(self.kubelets.iter(), name::KUBELETS)?;
+        Ok(entries.into_iter().map(|(number, _)| number).collect())
+    }
+
+    pub(super) fn add_kubelet(&mut self, number: u64) -> Result<(), SteeringError> {
+        self.kubelets.insert(number, 1, 0).map_err(SteeringError::map(name::KUBELETS))
+    }
+
+    pub(super) fn remove_kubelet(&mut self, number: u64) -> Result<(), SteeringError> {
+        ignore_missing(self.kubelets.remove(&number)).map_err(SteeringError::map(name::KUBELETS))
     }
 
     /// One counter, all CPUs together.

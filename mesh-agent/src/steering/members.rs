@@ -54,6 +54,12 @@ impl Members {
         self.by_uid.get(uid).is_some_and(|member| member.addresses.contains(&address.into()))
     }
 
+    /// The devices of the pods that are, or were, enrolled.
+    pub(super) fn guarded_devices(&self) -> BTreeSet<u32> {
+        let pods = self.addresses.values().filter(|pod| pod.may_have_captured() && pod.device != 0);
+        pods.map(|pod| pod.device).collect()
+    }
+
     /// Brings the maps to what `pod` is now.
     pub(super) fn upsert(
         &mut self,

@@ -5,7 +5,9 @@
 //!     maps-<abi>/PODS ...       the maps; another ABI has another directory
 //!     links/pick_listener       in the node's network namespace
 //!     links/steer-<ifindex>     one for each device, with tcx
+//!     links/guard-<ifindex>     one for each device of a pod that is or was enrolled, with tcx
 //!     clsact-filter/<ifindex>/  an empty directory, without tcx: our filter is there
+//!     clsact-guard/<ifindex>/   the same for the filter of `guard`
 //!     clsact-qdisc/<ifindex>/   an empty directory: and the queueing discipline is ours to remove
 //!     cgroups/<number>/connect4 ...    links of one pod's cgroup
 //! ```
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{FsType, statfs};
 
 use super::SteeringError;
+use super::programs::Hook;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -24,9 +27,9 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 const MAPS: &str = "maps-";
 const LINKS: &str = "links";
 const CLSACT_FILTERS: &str = "clsact-filter";
+const CLSACT_GUARDS: &str = "clsact-guard";
 const CLSACT_QDISCS: &str = "clsact-qdisc";
 const CGROUPS: &str = "cgroups";
-const STEER: &str = "steer-";
 
 /// The pin directory of this agent.
 #[derive(Debug, Clone)]
@@ -43,9 +46,8 @@ impl Pins {
             Ok(status) if status.filesystem_type() == BPF_FS => {}
             _ => return Err(SteeringError::NotBpfFs(parent.to_path_buf())),
         }
-        for directory in
-            [pins.maps(), pins.links(), pins.root.join(CLSACT_FILTERS), pins.root.join(CLSACT_QDISCS)]
-        {
+        let notes = [CLSACT_FILTERS, CLSACT_GUARDS, CLSACT_QDISCS].map(|what| pins.root.join(what));
+        for directory in [pins.maps(), pins.links()].into_iter().chain(notes) {
             fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
         }
         Ok(pins)
@@ -71,24 +73,25 @@ impl Pins {
         self.links().join("pick_listener-next")
     }
 
-    /// Pin of the link to a device.
-    pub(super) fn steer(&self, index: u32) -> PathBuf {
-        self.links().join(format!("{STEER}{index}"))
+    /// Pin of the link of a program to a device.
+    pub(super) fn device(&self, hook: Hook, index: u32) -> PathBuf {
+        self.links().join(format!("{}-{index}", hook.program()))
     }
 
-    /// Devices that have a pinned link.
-    pub(super) fn steered(&self) -> Vec<u32> {
-        names(&self.links()).iter().filter_map(|name| name.strip_prefix(STEER)?.parse().ok()).collect()
+    /// Devices that a program has a pinned link to.
+    pub(super) fn devices(&self, hook: Hook) -> Vec<u32> {
+        let of_hook = |name: &String| name.strip_prefix(hook.program())?.strip_prefix('-')?.parse().ok();
+        names(&self.links()).iter().filter_map(of_hook).collect()
     }
 
-    /// Remembers that a device has our clsact filter.
-    pub(super) fn note_clsact_filter(&self, index: u32) -> Result<(), SteeringError> {
-        self.note(CLSACT_FILTERS, index)
+    /// Remembers that a device has the clsact filter of a program.
+    pub(super) fn note_clsact_filter(&self, hook: Hook, index: u32) -> Result<(), SteeringError> {
+        self.note(filters(hook), index)
     }
 
-    /// Devices with our clsact filter.
-    pub(super) fn clsact_filters(&self) -> Vec<u32> {
-        self.noted(CLSACT_FILTERS)
+    /// Devices with the clsact filter of a program.
+    pub(super) fn clsact_filters(&self, hook: Hook) -> Vec<u32> {
+        self.noted(filters(hook))
     }
 
     /// Remembers that the clsact queueing discipline of a device is ours.
@@ -110,13 +113,22 @@ impl Pins {
         names(&self.root.join(what)).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Removes what is pinned or noted for a device, which detaches a tcx program.
+    /// Removes what is pinned or noted for a device, which detaches tcx programs.
     pub(super) fn forget_device(&self, index: u32) -> Result<(), SteeringError> {
-        remove(&self.steer(index))?;
-        [CLSACT_FILTERS, CLSACT_QDISCS].into_iter().try_for_each(|what| {
-            let note = self.root.join(what).join(index.to_string());
-            ignore_missing(fs::remove_dir(&note)).map_err(failed("remove", &note))
-        })
+        self.forget_program(Hook::Guard, index)?;
+        self.forget_program(Hook::Steer, index)?;
+        self.forget_note(CLSACT_QDISCS, index)
+    }
+
+    /// The same for one program.
+    pub(super) fn forget_program(&self, hook: Hook, index: u32) -> Result<(), SteeringError> {
+        remove(&self.device(hook, index))?;
+        self.forget_note(filters(hook), index)
+    }
+
+    fn forget_note(&self, what: &str, index: u32) -> Result<(), SteeringError> {
+        let note = self.root.join(what).join(index.to_string());
+        ignore_missing(fs::remove_dir(&note)).map_err(failed("remove", &note))
     }
 
     /// Directory of the links of a cgroup, which is made.
@@ -160,6 +172,14 @@ impl Pins {
 
     fn links(&self) -> PathBuf {
         self.root.join(LINKS)
+    }
+}
+
+/// Where clsact filters of a program are noted.
+fn filters(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Steer => CLSACT_FILTERS,
+        Hook::Guard => CLSACT_GUARDS,
     }
 }
 

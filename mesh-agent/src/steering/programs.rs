@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, SockOps, TestRun as _};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, SockOps, TcAttachType, TestRun as _,
+};
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use serde::Serialize;
@@ -23,11 +25,39 @@ use super::pins::Pins;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 pub(super) const STEER: &str = "steer";
+pub(super) const GUARD: &str = "guard";
 pub(super) const PICK_LISTENER: &str = "pick_listener";
 
 /// The programs of a pod's cgroup: those that choose and name endpoints, and the one that remembers.
 const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
 const OPENING: &str = "opening";
+
+/// Where on a device a program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    /// `steer`, where packets come in.
+    Steer,
+    /// `guard`, where packets leave.
+    Guard,
+}
+
+impl Hook {
+    /// Name of the program.
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Steer => STEER,
+            Self::Guard => GUARD,
+        }
+    }
+
+    /// The kernel's name of the place.
+    pub(super) const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Steer => TcAttachType::Ingress,
+            Self::Guard => TcAttachType::Egress,
+        }
+    }
+}
 
 /// All programs, loaded.
 pub(super) struct Programs {
@@ -89,7 +119,10 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages, ConnectMaps
     let passages = Passages::adopt(&mut object)?;
     let connect = ConnectMaps::take(&mut object)?;
     let mut programs = Programs { object, no_cgroup_programs: None };
-    programs.steer()?.load().map_err(|source| SteeringError::Program { name: STEER, source })?;
+    for hook in [Hook::Steer, Hook::Guard] {
+        let name = hook.program();
+        programs.of_devices(hook)?.load().map_err(|source| SteeringError::Program { name, source })?;
+    }
     programs
         .pick_listener()?
         .load()
@@ -99,10 +132,11 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages, ConnectMaps
 }
 
 impl Programs {
-    /// The program of the devices.
-    pub(super) fn steer(&mut self) -> Result<&mut SchedClassifier, SteeringError> {
-        let program = self.object.program_mut(STEER).and_then(|program| program.try_into().ok());
-        program.ok_or(SteeringError::Missing(STEER))
+    /// A program of devices.
+    pub(super) fn of_devices(&mut self, hook: Hook) -> Result<&mut SchedClassifier, SteeringError> {
+        let name = hook.program();
+        let program = self.object.program_mut(name).and_then(|program| program.try_into().ok());
+        program.ok_or(SteeringError::Missing(name))
     }
 
     /// The program of the network namespace.
@@ -111,7 +145,7 @@ impl Programs {
         program.ok_or(SteeringError::Missing(PICK_LISTENER))
     }
 
-    /// Runs the program of the devices on a frame as if it had come in on `device`. The frame itself goes nowhere.
+    /// Runs `steer` on a frame as if it had come in on `device`. The frame itself goes nowhere.
     pub(super) fn steer_as_if_received(&mut self, frame: &[u8], device: u32) -> Result<(), SteeringError> {
         /// `struct __sk_buff`, and where the interface index is in it.
         const CONTEXT: usize = 192;
@@ -122,7 +156,7 @@ impl Programs {
         }
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
-        let ran = self.steer()?.test_run(options);
+        let ran = self.of_devices(Hook::Steer)?.test_run(options);
         ran.map(drop).map_err(|source| SteeringError::Program { name: STEER, source })
     }
 
@@ -176,7 +210,7 @@ impl Programs {
     pub(super) fn report(&self) -> Result<Vec<ProgramReport>, SteeringError> {
         let of_cgroups = SOCKET_PROGRAMS.map(|name| (name, "cgroup_sock_addr"));
         let of_cgroups = of_cgroups.into_iter().chain([(OPENING, "sock_ops")]);
-        [(STEER, "sched_cls"), (PICK_LISTENER, "sk_lookup")]
+        [(STEER, "sched_cls"), (GUARD, "sched_cls"), (PICK_LISTENER, "sk_lookup")]
             .into_iter()
             .chain(of_cgroups.filter(|_| self.no_cgroup_programs.is_none()))
             .map(|(name, kind)| {

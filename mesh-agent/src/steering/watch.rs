@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::devices::Link;
+use super::programs::Hook;
 use super::{State, Steering, SteeringError};
 
 /// How often everything is read anew without being told to.
@@ -83,11 +84,11 @@ impl DeviceWatch {
     async fn resync(&self) -> Result<(), SteeringError> {
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
-        let State { maps, devices, attachments, .. } = &mut *self.steering.lock();
+        let State { maps, members, devices, attachments, .. } = &mut *self.steering.lock();
         // The node's addresses and devices are known to the kernel before the first packet is steered by them.
         let gone = devices.replace(maps, links, addresses)?;
         attachments.attach_pick_listener()?;
-        attachments.sync(devices, &gone);
+        attachments.sync(devices, members, &gone);
         Ok(())
     }
 
@@ -118,14 +119,15 @@ enum Step {
 
 impl State {
     fn apply(&mut self, message: &RouteNetlinkMessage) -> Result<(), SteeringError> {
-        let Self { maps, devices, attachments, .. } = self;
+        let Self { maps, members, devices, attachments, .. } = self;
         match message {
             // Other families tell of the same device in another role: AF_BRIDGE "deletes" a port that leaves.
             RouteNetlinkMessage::NewLink(message) if is_whole_device(message.header.interface_family) => {
                 let link = Link::parse(message);
                 devices.set_link(maps, link.clone())?;
                 if link.is_steered() {
-                    attachments.attach(&link);
+                    attachments.attach(Hook::Steer, &link);
+                    attachments.sync_guards(devices, members);
                 }
                 Ok(())
             }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use mesh_agent::admin::api::{
-    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, IdentityState, IdentityStatus, PodState,
-    ProgramInfo, RootInfo, SteeringReport,
+    Attachment, Check, ConfigOrigin, ConfigStatus, IdentityReport, IdentityState, IdentityStatus,
+    KubeletInfo, PodState, ProgramInfo, RootInfo, SteeringReport,
 };
 use mesh_agent::admin::{
     AdminSocket, AdminState, AgentFacts, BoxFuture, ConfigInspector, EnrolmentInspector, IdentityInspector,
@@ -73,6 +73,7 @@ impl SteeringInspector for Steering {
                 attachment(8, "veth4d5e6f", Some("c1//Pod/shop/web-1")),
                 attachment(2, "eth0", None),
             ],
+            kubelet: KubeletInfo::Found(vec!["/sys/fs/cgroup/system.slice/kubelet.service".into()]),
             listeners: 4,
             counters: self.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             maps: BTreeMap::new(),
@@ -86,6 +87,10 @@ impl SteeringInspector for Steering {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("capture_outbound", 12), ("capture_established", 3456), ("pass_not_enrolled", 7)]
+    }
+
+    fn knows_kubelet(&self) -> bool {
+        true
     }
 
     fn explain(&self, source: IpAddr, destination: SocketAddr) -> KernelAnswer {

@@ -8,6 +8,7 @@
     reason = "test code"
 )]
 
+mod around;
 mod availability;
 mod capture;
 mod enrolment;

@@ -33,6 +33,8 @@ fn traces(world: &World, node: &str) -> String {
             "net.ipv4.ip_local_port_range",
             "net.ipv4.ip_forward",
             "net.ipv4.conf.all.rp_filter",
+            "net.ipv4.conf.lo.rp_filter",
+            "net.ipv4.conf.lo.accept_local",
             "net.ipv4.conf.all.src_valid_mark",
             "net.ipv6.conf.all.forwarding",
         ])
@@ -49,9 +51,10 @@ fn traces(world: &World, node: &str) -> String {
 /// How many programs are attached to each device of the calling thread's namespace.
 fn tcx_programs() -> String {
     let devices = nix::net::if_::if_nameindex().unwrap();
-    let count = |device: &str| SchedClassifier::query_tcx(device, TcAttachType::Ingress).unwrap().1.len();
+    let hooks = [TcAttachType::Ingress, TcAttachType::Egress];
+    let count = |device: &str| hooks.map(|hook| SchedClassifier::query_tcx(device, hook).unwrap().1.len());
     let names = devices.iter().map(|device| device.name().to_str().unwrap());
-    names.map(|name| format!("{name}: {}\n", count(name))).collect()
+    names.map(|name| format!("{name}: {:?}\n", count(name))).collect()
 }
 
 /// Takes out what changes by itself: ages of routes, and link-local addresses, which the kernel adds when it likes.

@@ -1,7 +1,7 @@
 //! A small mesh to test in, and ways to look at what happened there.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use mesh_lab::echo::Answer;
 use mesh_lab::traffic::{Load, Report, Traffic};
 use mesh_lab::{Kind, Lab, Machine, Manifests, Mesh, Topology};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -125,6 +126,24 @@ impl World {
         let ask = move || {
             let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
             who(&stream)
+        };
+        self.machine(from).namespace().run(ask).unwrap()
+    }
+
+    /// Sends one request, and says from where, whatever comes of it.
+    pub(crate) fn try_ask_from(&self, from: &str, to: SocketAddr) -> (SocketAddr, std::io::Result<Answer>) {
+        let ask = move || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            // The port is the socket's own before anything is sent; the address follows from where it leads.
+            let any: IpAddr =
+                if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            socket.bind(&SocketAddr::new(any, 0).into()).unwrap();
+            let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+            let route = UdpSocket::bind(SocketAddr::new(any, 0)).unwrap();
+            route.connect(to).unwrap();
+            let local = SocketAddr::new(route.local_addr().unwrap().ip(), port);
+            let connected = socket.connect_timeout(&to.into(), Duration::from_secs(2));
+            (local, connected.and_then(|()| who(&socket.into())))
         };
         self.machine(from).namespace().run(ask).unwrap()
     }

@@ -150,7 +150,7 @@ pub fn settings() -> ProxySettings {
         workers: NonZeroUsize::MIN,
         listen_v4: Ipv4Addr::UNSPECIFIED,
         listen_v6: Ipv6Addr::UNSPECIFIED,
-        ..ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 })
+        ..ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 })
     }
 }
 

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
-use mesh_agent::proxy::ProxySettings;
+use mesh_agent::proxy::{Listener, ProxySettings};
 use mesh_agent::telemetry::{Direction, Incident, ResponseFlag};
+use mesh_common::Arrival;
 
 use super::mesh::*;
 
@@ -104,10 +105,15 @@ fn a_client_that_dials_the_listener_is_turned_away() {
 fn every_worker_has_a_listener_of_each_family() {
     on_a_node(|| {
         let mut mesh = Mesh::start(ProxySettings { workers: NonZeroUsize::new(2).unwrap(), ..settings() });
-        let places: Vec<_> =
-            mesh.proxy.listeners().iter().map(|known| (known.index(), known.address().is_ipv4())).collect();
-        assert_eq!(places, [(0, true), (1, false), (2, true), (3, false)]);
-        let ports: Vec<u16> = mesh.proxy.listeners().iter().map(|known| known.address().port()).collect();
+        let place = |known: &Listener| (known.worker(), known.arrival(), known.address().is_ipv4());
+        let places: Vec<_> = mesh.proxy.listeners().iter().map(place).collect();
+        let expected = [0, 1].into_iter().flat_map(|worker| {
+            let arrivals = [Arrival::Steered, Arrival::Around].into_iter();
+            arrivals.flat_map(move |arrival| [true, false].map(|v4| (worker, arrival, v4)))
+        });
+        assert_eq!(places, expected.collect::<Vec<_>>());
+        let steered = mesh.proxy.listeners().iter().filter(|known| known.arrival() == Arrival::Steered);
+        let ports: Vec<u16> = steered.map(|known| known.address().port()).collect();
         for (index, (client, vip)) in
             [("10.1.0.1", "10.96.0.1"), ("fd00::1", "fd00:96::1")].into_iter().cycle().take(4).enumerate()
         {

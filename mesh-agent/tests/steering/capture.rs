@@ -11,9 +11,9 @@ use crate::node::{CLOSING_PORT, FAMILIES, Family, Node, PORT, Wiring};
 fn captures_both_ways(wiring: Wiring, attach: AttachMode) {
     let node = Node::new(wiring);
     let agent = node.agent_with(attach);
-    agent.steering.enrol(&node.pod("a")).unwrap();
-    agent.steering.enrol(&node.pod("b")).unwrap();
-    agent.steering.enrol(&node.known_pod("c")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
+    node.enrol(&agent, &node.pod("b"));
+    node.enrol(&agent, &node.known_pod("c"));
     let mode = if attach == AttachMode::Auto { node.best_mode() } else { attach };
     let attachments = agent.steering.attachments();
     assert!(
@@ -74,19 +74,19 @@ fn excluded_ports_and_ranges_go_direct() {
         let mut pod = node.pod("a");
 
         pod.redirection = Redirection { exclude_outbound_ports: [OTHER].into(), ..Redirection::default() };
-        agent.steering.enrol(&pod).unwrap();
+        node.enrol(&agent, &pod);
         assert_eq!((who(outside, PORT), who(outside, OTHER)), ("agent".into(), "outside".into()));
 
         pod.redirection =
             Redirection { exclude_outbound_cidrs: [outside.into()].into(), ..Redirection::default() };
-        agent.steering.enrol(&pod).unwrap();
+        node.enrol(&agent, &pod);
         assert_eq!((who(inside, PORT), who(outside, PORT)), ("agent".into(), "outside".into()));
 
         pod.redirection = Redirection {
             include_outbound_cidrs: CidrSelection::Only([inside.into()].into()),
             ..Redirection::default()
         };
-        agent.steering.enrol(&pod).unwrap();
+        node.enrol(&agent, &pod);
         assert_eq!((who(inside, PORT), who(outside, PORT)), ("agent".into(), "outside".into()));
         agent.steering.withdraw(&pod.uid).unwrap();
 
@@ -95,7 +95,7 @@ fn excluded_ports_and_ranges_go_direct() {
             include_inbound_ports: PortSelection::Only([PORT].into()),
             ..Redirection::default()
         };
-        agent.steering.enrol(&server).unwrap();
+        node.enrol(&agent, &server);
         assert_eq!((who(inside, PORT), who(inside, OTHER)), ("agent".into(), "b".into()));
         let explain = |port| agent.steering.explain(node.address("a", family), SocketAddr::new(inside, port));
         assert_eq!(explain(PORT), Explanation::Captured { outbound: false, fail_closed: false });
@@ -109,8 +109,8 @@ fn excluded_ports_and_ranges_go_direct() {
 fn udp_is_untouched() {
     let node = Node::new(Wiring::Bridge);
     let agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
-    agent.steering.enrol(&node.pod("b")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
+    node.enrol(&agent, &node.pod("b"));
     for family in FAMILIES {
         for to in ["b", "outside"] {
             let socket = |name: &str, port| -> UdpSocket {
@@ -139,7 +139,7 @@ fn a_connection_under_syn_flood_protection_is_captured() {
     // 2: always send cookies.
     node.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2")).unwrap();
     let agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     for family in FAMILIES {
         let mut connection = node.call("a", "outside", family).unwrap();
         assert_eq!(connection.who, "agent");
@@ -152,7 +152,7 @@ fn a_connection_under_syn_flood_protection_is_captured() {
 fn a_tuple_in_time_wait_is_used_again() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     for family in FAMILIES {
         let to = SocketAddr::new(node.address("outside", family), CLOSING_PORT);
         // The other end closes first, so its end of the tuple is in TIME_WAIT, and the client's port is free.
@@ -168,8 +168,8 @@ fn a_tuple_in_time_wait_is_used_again() {
 fn a_forged_source_is_dropped() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
-    agent.steering.enrol(&node.known_pod("c")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
+    node.enrol(&agent, &node.known_pod("c"));
 
     // As somebody else: an enrolled pod, one that is only known, and a stranger.
     for (forger, victim) in [("a", "c"), ("outside", "a"), ("outside", "c"), ("c", "a")] {

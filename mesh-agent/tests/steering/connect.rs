@@ -93,7 +93,7 @@ fn balanced(node: &Node) -> Agent {
 
 fn balance(node: &Node, agent: &Agent) {
     for name in ["a", "b"] {
-        agent.steering.enrol(&node.pod(name)).unwrap();
+        node.enrol(agent, &node.pod(name));
     }
     let errors = agent.steering.set_balanced_cgroups(&[cgroup(node, "a"), cgroup(node, "b")]);
     assert!(errors.is_empty(), "{errors:?}");
@@ -144,12 +144,12 @@ fn an_endpoint_that_is_gone_is_never_chosen_again() {
     service.set(&agent, &[("b", 1)], 1);
     service.reaches(&agent, "b", Family::V4, How::Plain);
     // The pod leaves the mesh before the table says so.
-    agent.steering.enrol(&node.known_pod("b")).unwrap();
+    node.enrol(&agent, &node.known_pod("b"));
     FAMILIES.into_iter().for_each(|family| service.passes("a", family, How::Plain));
     agent.steering.withdraw(&node.pod("b").uid).unwrap();
     FAMILIES.into_iter().for_each(|family| service.passes("a", family, How::Plain));
     // And the other way round.
-    agent.steering.enrol(&node.pod("b")).unwrap();
+    node.enrol(&agent, &node.pod("b"));
     service.reaches(&agent, "b", Family::V6, How::Plain);
     agent.steering.set_local_endpoints(BTreeMap::new()).unwrap();
     FAMILIES.into_iter().for_each(|family| service.passes("a", family, How::Plain));
@@ -190,17 +190,17 @@ fn the_rules_of_the_client_are_kept() {
     };
     for family in FAMILIES {
         // The service is not of the mesh: nobody chooses for it.
-        agent.steering.enrol(&excluding(service.address(family).ip())).unwrap();
+        node.enrol(&agent, &excluding(service.address(family).ip()));
         service.passes("a", family, How::Plain);
         assert_eq!(service.connect("a", family, How::Plain).who, "outside");
         // The endpoint is not: the service is, and the agent knows what to do.
-        agent.steering.enrol(&excluding(service.endpoint("b", family).ip())).unwrap();
+        node.enrol(&agent, &excluding(service.endpoint("b", family).ip()));
         service.passes("a", family, How::Plain);
         assert_eq!(service.connect("a", family, How::Plain).who, "agent");
         // A client that left.
-        agent.steering.enrol(&node.known_pod("a")).unwrap();
+        node.enrol(&agent, &node.known_pod("a"));
         assert_eq!(service.connect("a", family, How::Plain).who, "outside");
-        agent.steering.enrol(&node.pod("a")).unwrap();
+        node.enrol(&agent, &node.pod("a"));
         service.reaches(&agent, "b", family, How::Plain);
     }
 }

@@ -50,7 +50,7 @@ fn devices_are_followed_as_they_come_and_go() {
 fn addresses_of_the_node_are_followed() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     let node_port = |address: &str| {
         let to = std::net::SocketAddr::new(address.parse().unwrap(), crate::node::PORT);
         node.connect("a", to).map(|connection| connection.who)

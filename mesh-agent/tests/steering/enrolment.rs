@@ -13,14 +13,14 @@ fn connections_survive(wiring: Wiring) {
             (node.call("a", "outside", family).unwrap(), node.call("outside", "a", family).unwrap());
         assert_eq!((older.who.as_str(), older_inbound.who.as_str()), ("outside", "a"));
 
-        agent.steering.enrol(&pod).unwrap();
+        node.enrol(&agent, &pod);
         node.echo(&mut older).unwrap();
         node.echo(&mut older_inbound).unwrap();
         let (mut captured, mut captured_inbound) =
             (node.call("a", "outside", family).unwrap(), node.call("outside", "a", family).unwrap());
         assert_eq!((captured.who.as_str(), captured_inbound.who.as_str()), ("agent", "agent"));
 
-        agent.steering.enrol(&node.known_pod("a")).unwrap();
+        node.enrol(&agent, &node.known_pod("a"));
         for connection in [&mut older, &mut older_inbound, &mut captured, &mut captured_inbound] {
             node.echo(connection).unwrap();
         }
@@ -45,16 +45,16 @@ fn new_rules_leave_connections_alone() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
     let mut pod = node.pod("a");
-    agent.steering.enrol(&pod).unwrap();
+    node.enrol(&agent, &pod);
     let mut captured = node.call("a", "outside", Family::V4).unwrap();
 
     pod.redirection = Redirection { exclude_outbound_ports: [PORT].into(), ..Redirection::default() };
-    agent.steering.enrol(&pod).unwrap();
+    node.enrol(&agent, &pod);
     let mut direct = node.call("a", "outside", Family::V4).unwrap();
     assert_eq!((captured.who.as_str(), direct.who.as_str()), ("agent", "outside"));
     node.echo(&mut captured).unwrap();
 
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     node.echo(&mut direct).unwrap();
     node.echo(&mut captured).unwrap();
 }
@@ -64,8 +64,8 @@ fn what_the_pod_source_does_not_name_is_forgotten() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
     let (a, b) = (node.pod("a"), node.pod("b"));
-    agent.steering.enrol(&a).unwrap();
-    agent.steering.enrol(&b).unwrap();
+    node.enrol(&agent, &a);
+    node.enrol(&agent, &b);
     agent.steering.reconcile([&a]).unwrap();
     assert_eq!(node.call("outside", "a", Family::V6).unwrap().who, "agent");
     assert_eq!(node.call("outside", "b", Family::V6).unwrap().who, "b");

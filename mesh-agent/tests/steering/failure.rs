@@ -10,8 +10,8 @@ fn pods_fail_open_or_closed() {
     let mut agent = node.agent();
     let (open, mut closed) = (node.pod("a"), node.pod("b"));
     closed.failure_mode = FailureMode::Closed;
-    agent.steering.enrol(&open).unwrap();
-    agent.steering.enrol(&closed).unwrap();
+    node.enrol(&agent, &open);
+    node.enrol(&agent, &closed);
     agent.close();
     for family in FAMILIES {
         assert_eq!(node.call("a", "outside", family).unwrap().who, "outside");
@@ -27,7 +27,7 @@ fn pods_fail_open_or_closed() {
 fn a_direct_connection_can_take_the_tuple_of_a_captured_one() {
     let node = Node::new(Wiring::Routed);
     let mut agent = node.agent();
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     let to = std::net::SocketAddr::new(node.address("outside", Family::V4), CLOSING_PORT);
     let captured = node.connect("a", to).unwrap();
     let from = captured.local_address();

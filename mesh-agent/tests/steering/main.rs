@@ -13,6 +13,7 @@ mod connect;
 mod devices;
 mod enrolment;
 mod failure;
+mod guard;
 mod node;
 mod passage;
 mod passages;

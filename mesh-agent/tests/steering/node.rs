@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -13,7 +13,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::pods::{LocalPod, PodDevice};
 use mesh_agent::steering::host::Mark;
 use mesh_agent::steering::host::routes::PolicyRouting;
-use mesh_agent::steering::{AttachMode, CoreListeners, DeviceWatch, Steering, SteeringSettings};
+use mesh_agent::steering::{
+    AttachMode, CoreListeners, DeviceWatch, ListenerPair, Steering, SteeringSettings,
+};
 use mesh_lab::{Lab, Machine, Topology};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use socket2::{Domain, Socket, Type};
@@ -29,7 +31,9 @@ pub(crate) const CLOSING_PORT: u16 = 8081;
 pub(crate) const QUIET_PORT: u16 = 8082;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const CAPTURE_MARK: u32 = 0x1000;
+pub(crate) const CAPTURE_MARK: u32 = 0x1000;
+pub(crate) const AGENT_MARK: u32 = 0x40;
+pub(crate) const MARK_MASK: u32 = CAPTURE_MARK | AGENT_MARK;
 
 /// How the pods are wired to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +69,13 @@ impl Node {
             node.serve(name, PORT);
         }
         node.serve("outside", CLOSING_PORT);
-        // As the agent sets it: else the input path finds TIME_WAIT sockets of captured connections for packets
-        // that are to be forwarded, and drops those.
-        node.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0")).unwrap();
+        // As the agent sets them. The first: else the input path finds TIME_WAIT sockets of captured connections for
+        // packets that are to be forwarded, and drops those.
+        for (sysctl, value) in
+            [("tcp_early_demux", "0"), ("conf/lo/accept_local", "1"), ("conf/lo/rp_filter", "2")]
+        {
+            node.inside(|| std::fs::write(format!("/proc/sys/net/ipv4/{sysctl}"), value)).unwrap();
+        }
         node
     }
 
@@ -114,6 +122,11 @@ impl Node {
         LocalPod { enrolled: false, ..self.pod(name) }
     }
 
+    /// Takes a pod into the mesh, as the agent does: from the node's network namespace, where the pod's device is.
+    pub(crate) fn enrol(&self, agent: &Agent, pod: &LocalPod) {
+        self.inside(|| agent.steering.enrol(pod)).unwrap();
+    }
+
     /// Runs something in the node's network namespace.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.machine("node").namespace().run(work).unwrap()
@@ -136,11 +149,21 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The programs at the device of a pod, with tcx or clsact.
+    /// The programs at the ingress of a pod's device, with tcx or clsact.
     pub(crate) fn program_ids(&self, pod: &str) -> Vec<u32> {
+        self.program_ids_at(pod, TcAttachType::Ingress)
+    }
+
+    /// The same at its egress.
+    pub(crate) fn guard_ids(&self, pod: &str) -> Vec<u32> {
+        self.program_ids_at(pod, TcAttachType::Egress)
+    }
+
+    fn program_ids_at(&self, pod: &str, hook: TcAttachType) -> Vec<u32> {
         let device = self.pod(pod).device.unwrap().name;
-        let tcx = self.tcx_programs(&device).unwrap_or_default();
-        let filters = self.shell(&format!("tc filter show dev {device} ingress"));
+        let tcx = self.tcx_programs(&device, hook).unwrap_or_default();
+        let side = if hook == TcAttachType::Ingress { "ingress" } else { "egress" };
+        let filters = self.shell(&format!("tc filter show dev {device} {side}"));
         let mut words = filters.split_whitespace();
         let clsact =
             std::iter::from_fn(|| words.by_ref().find(|word| *word == "id").and_then(|_| words.next()));
@@ -149,12 +172,16 @@ impl Node {
 
     /// What [`AttachMode::Auto`] comes to on this kernel: a test that names tcx would fail before Linux 6.6.
     pub(crate) fn best_mode(&self) -> AttachMode {
-        if self.tcx_programs("lo").is_some() { AttachMode::Tcx } else { AttachMode::Clsact }
+        if self.tcx_programs("lo", TcAttachType::Ingress).is_some() {
+            AttachMode::Tcx
+        } else {
+            AttachMode::Clsact
+        }
     }
 
     /// `None` if the kernel does not know tcx.
-    fn tcx_programs(&self, device: &str) -> Option<Vec<aya::programs::ProgramInfo>> {
-        let answer = self.inside(|| SchedClassifier::query_tcx(device, TcAttachType::Ingress));
+    fn tcx_programs(&self, device: &str, hook: TcAttachType) -> Option<Vec<aya::programs::ProgramInfo>> {
+        let answer = self.inside(|| SchedClassifier::query_tcx(device, hook));
         answer.ok().map(|(_, programs)| programs)
     }
 
@@ -209,6 +236,30 @@ impl Node {
             let stream = tokio::time::timeout(patience, socket.connect(to)).await??;
             Connection::greet(stream).await
         })
+    }
+
+    /// Connects, over IPv6, with options for the destination in front of the TCP header.
+    pub(crate) fn connect_behind_options(&self, from: &str, to: SocketAddr) -> io::Result<()> {
+        /// Nothing but padding.
+        const OPTIONS: [u8; LENGTH as usize] = [0, 0, 1, 4, 0, 0, 0, 0];
+        const LENGTH: libc::socklen_t = 8;
+        self.machine(from).namespace().run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+            // SAFETY: the kernel reads as many bytes as it is told there are.
+            let result = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IPV6,
+                    libc::IPV6_DSTOPTS,
+                    OPTIONS.as_ptr().cast(),
+                    LENGTH,
+                )
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            socket.connect_timeout(&to.into(), Duration::from_millis(500))
+        })?
     }
 
     /// Reads to the end of a connection that the other side closes, and waits until the client's end is gone too.
@@ -334,22 +385,24 @@ impl Node {
     pub(crate) fn agent_with(&self, attach: AttachMode) -> Agent {
         let settings = SteeringSettings {
             directory: self.pin_directory(),
-            mark_mask: 0x3000,
+            mark_mask: MARK_MASK,
             capture_mark: CAPTURE_MARK,
-            agent_mark: 0x2000,
+            agent_mark: AGENT_MARK,
             attach,
         };
         let listeners: Vec<_> = (0..2)
-            .flat_map(|_| ["127.0.0.1:0", "[::1]:0"])
-            .map(|address| self.transparent(address))
+            .flat_map(|_| [CAPTURE_MARK, AGENT_MARK])
+            .flat_map(|mark| [("127.0.0.1:0", mark), ("[::1]:0", mark)])
+            .map(|(address, mark)| self.transparent(address, mark))
             .collect();
         let steering = {
-            let pairs: Vec<_> = listeners
-                .chunks(2)
-                .map(|pair| CoreListeners { v4: Some(pair[0].as_fd()), v6: Some(pair[1].as_fd()) })
-                .collect();
+            let pair = |of: usize| ListenerPair {
+                v4: Some(listeners[of].as_fd()),
+                v6: Some(listeners[of + 1].as_fd()),
+            };
+            let cores = [0, 4].map(|core| CoreListeners { steered: pair(core), around: pair(core + 2) });
             let steering = self.inside(|| Steering::load_or_adopt(&settings)).unwrap();
-            steering.set_listeners(&pairs).unwrap();
+            steering.set_listeners(&cores).unwrap();
             steering
         };
         let accepting = listeners
@@ -364,8 +417,9 @@ impl Node {
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let mark = Mark { value: CAPTURE_MARK, mask: 0x3000 };
-                    PolicyRouting { mark, table: 15001, preference: 99 }.install().await.unwrap();
+                    let mark = |value| Mark { value, mask: MARK_MASK };
+                    let (mark, around) = (mark(CAPTURE_MARK), mark(CAPTURE_MARK ^ AGENT_MARK));
+                    PolicyRouting { mark, around, table: 15001, preference: 99 }.install().await.unwrap();
                     let watch = DeviceWatch::start(steering).await.unwrap();
                     started.send(()).unwrap();
                     watch.run(shutdown).await;
@@ -378,14 +432,17 @@ impl Node {
     }
 
     /// A listener as the proxy has it: it answers from addresses that are not the node's.
-    fn transparent(&self, address: &str) -> std::net::TcpListener {
+    fn transparent(&self, address: &str, mark: u32) -> std::net::TcpListener {
         let address: SocketAddr = address.parse().unwrap();
         self.inside(|| {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
             if address.is_ipv4() {
                 socket.set_ip_transparent_v4(true).unwrap();
             }
-            socket.set_mark(CAPTURE_MARK).unwrap();
+            socket.set_mark(mark).unwrap();
+            if mark == AGENT_MARK {
+                socket.set_tcp_mss(1220).unwrap();
+            }
             socket.set_nonblocking(true).unwrap();
             socket.bind(&address.into()).unwrap();
             socket.listen(128).unwrap();
@@ -416,6 +473,14 @@ impl Agent {
         counters.iter().find(|count| count.outcome == outcome).expect("a known outcome").packets
     }
 
+    /// Stops to follow the node's devices.
+    pub(crate) fn stop_watching(&mut self) {
+        self.shutdown.cancel();
+        if let Some(thread) = self.watching.take() {
+            thread.join().unwrap();
+        }
+    }
+
     /// Closes the listeners.
     pub(crate) fn close(&mut self) {
         for task in &self.accepting {
@@ -429,6 +494,11 @@ impl Drop for Agent {
     fn drop(&mut self) {
         for task in &self.accepting {
             task.abort();
+        }
+        // A listener that is still there would take one more connection, and break it.
+        let deadline = Instant::now() + PATIENCE;
+        while !self.accepting.iter().all(tokio::task::JoinHandle::is_finished) && Instant::now() < deadline {
+            std::thread::yield_now();
         }
         self.shutdown.cancel();
         if let Some(thread) = self.watching.take() {

@@ -34,8 +34,8 @@ fn allow(node: &Node, agent: &Agent, key: PassageKey) {
 /// An agent that knows `a` and `b` and has verdicts from the one to both ports of the other.
 fn passing(node: &Node, attach: AttachMode) -> Agent {
     let agent = node.agent_with(attach);
-    agent.steering.enrol(&node.pod("a")).unwrap();
-    agent.steering.enrol(&node.pod("b")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
+    node.enrol(&agent, &node.pod("b"));
     for family in FAMILIES {
         allow(node, &agent, passage(node, "a", "b", family));
         allow(node, &agent, quiet_passage(node, family));
@@ -192,10 +192,10 @@ fn a_suspended_verdict_leaves_connections_alone() {
         // What is steered changed: the same.
         let mut pod = node.pod("b");
         pod.redirection.exclude_inbound_ports = [9].into();
-        agent.steering.enrol(&pod).unwrap();
+        node.enrol(&agent, &pod);
         assert_eq!(node.call("a", "b", family).unwrap().who, "agent");
         node.echo(&mut passed).unwrap();
-        agent.steering.enrol(&node.pod("b")).unwrap();
+        node.enrol(&agent, &node.pod("b"));
     }
 }
 
@@ -212,7 +212,7 @@ fn a_pod_that_is_gone_takes_its_verdicts_with_it() {
     // Another pod, at the same address.
     let mut other = node.pod("b");
     other.uid = "test//Pod/default/other".into();
-    agent.steering.enrol(&other).unwrap();
+    node.enrol(&agent, &other);
     assert!(!agent.steering.allow_passage(id.passage(), &node.pod("a").uid, &node.pod("b").uid).unwrap());
     assert_eq!(node.call("a", "b", Family::V4).unwrap().who, "agent");
 }
@@ -222,7 +222,7 @@ fn a_pod_that_leaves_the_mesh_keeps_its_connections() {
     let node = Node::new(Wiring::Routed);
     let agent = passing(&node, AttachMode::Auto);
     let mut passed = node.call("a", "b", Family::V6).unwrap();
-    agent.steering.enrol(&node.known_pod("a")).unwrap();
+    node.enrol(&agent, &node.known_pod("a"));
     node.echo(&mut passed).unwrap();
     let (_, state) = flow_of(&agent, &passed).unwrap();
     assert_eq!(bytes(&state).0, 4, "and they are still counted");
@@ -234,16 +234,16 @@ fn what_cannot_pass_is_not_allowed() {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent();
     let (a, mut b) = (node.pod("a"), node.pod("b"));
-    agent.steering.enrol(&a).unwrap();
+    node.enrol(&agent, &a);
     let key = passage(&node, "a", "b", Family::V4);
     let allowed = || agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap();
     assert!(!allowed(), "not known");
-    agent.steering.enrol(&node.known_pod("b")).unwrap();
+    node.enrol(&agent, &node.known_pod("b"));
     assert!(!allowed(), "not enrolled");
     b.device = None;
-    agent.steering.enrol(&b).unwrap();
+    node.enrol(&agent, &b);
     assert!(!agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap(), "its device is not known");
-    agent.steering.enrol(&node.pod("b")).unwrap();
+    node.enrol(&agent, &node.pod("b"));
     assert!(agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap());
     let stranger = passage(&node, "a", "outside", Family::V4);
     assert!(!agent.steering.allow_passage(stranger, &a.uid, &b.uid).unwrap());

@@ -455,6 +455,6 @@ fn the_connections_of_a_pod_that_is_gone_are_over() {
     // Another pod gets the address before the client has noticed.
     let mut other = node.pod("b");
     other.uid = "test//Pod/default/other".into();
-    world.agent.steering.enrol(&other).unwrap();
+    node.enrol(&world.agent, &other);
     assert!(node.echo(&mut connection).is_err());
 }

@@ -10,8 +10,8 @@ fn the_next_agent_takes_over(attach: AttachMode) {
     let node = Node::new(Wiring::Routed);
     let first = node.agent_with(attach);
     let (a, b) = (node.pod("a"), node.pod("b"));
-    first.steering.enrol(&a).unwrap();
-    first.steering.enrol(&b).unwrap();
+    node.enrol(&first, &a);
+    node.enrol(&first, &b);
     let programs = |agent: &crate::node::Agent| -> Vec<u32> {
         agent.steering.programs().unwrap().iter().map(|program| program.id).collect()
     };
@@ -64,7 +64,7 @@ fn the_next_agent_takes_over_without_tcx() {
 fn a_node_keeps_its_state_while_no_agent_is_there() {
     let node = Node::new(Wiring::Bridge);
     let first = node.agent();
-    first.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&first, &node.pod("a"));
     drop(first);
     assert_eq!(node.call("a", "outside", Family::V4).unwrap().who, "outside", "fails open");
     let second = node.agent();
@@ -79,7 +79,7 @@ fn a_node_keeps_its_state_while_no_agent_is_there() {
 fn detach_leaves_nothing(attach: AttachMode) {
     let node = Node::new(Wiring::Routed);
     let agent = node.agent_with(attach);
-    agent.steering.enrol(&node.pod("a")).unwrap();
+    node.enrol(&agent, &node.pod("a"));
     let directory = node.pin_directory();
     assert!(directory.exists());
     drop(agent);
@@ -108,9 +108,9 @@ fn a_directory_on_another_file_system_is_refused() {
     let elsewhere = tempfile::tempdir().unwrap();
     let settings = steering::SteeringSettings {
         directory: elsewhere.path().join("agent"),
-        mark_mask: 0x3000,
+        mark_mask: 0x1040,
         capture_mark: 0x1000,
-        agent_mark: 0x2000,
+        agent_mark: 0x40,
         attach: AttachMode::Auto,
     };
     let error = steering::Steering::load_or_adopt(&settings).err().unwrap().to_string();

@@ -63,7 +63,7 @@ pub fn identity(name: &str) -> Identity {
 }
 
 pub fn settings() -> ProxySettings {
-    let mut settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x2000 });
+    let mut settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 });
     settings.tunnel.trunks = TRUNKS.get();
     settings
 }

@@ -71,7 +71,7 @@ pub(super) fn what_gets_past_a_dead_webhook_denies_and_says_why(world: &World) -
         world.cluster().kubectl(["scale", "deployment/mesh-control", "--namespace", system, &replicas])?;
         Ok(())
     };
-    world.chart().install(world.cluster(), "{control: {admission: {failurePolicy: Ignore}}}")?;
+    world.install_with(json!({ "control": { "admission": { "failurePolicy": "Ignore" } } }))?;
     scale("0")?;
     let selector = "--selector=app.kubernetes.io/name=mesh-control";
     world.cluster().kubectl([

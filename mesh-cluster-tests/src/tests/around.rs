@@ -1,4 +1,5 @@
-//! The ways to a pod that do not lead through the devices of pods and the uplinks of nodes as other traffic does.
+//! The ways to a pod that come past the devices where packets are steered: kube-proxy's node ports, the CNI's host ports, pods in
+//! the network of their node, and the node's own processes. And next to them, that of any pod that is not in the mesh.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,12 @@ const NODES: [&str; 2] = ["node1", "node2"];
 const HOST_PORT: u16 = 18_080;
 
 pub(super) fn nothing_reaches_a_pod_around_the_policy(world: &World) -> Result<()> {
+    for node in world.cluster().nodes() {
+        let report = world.meshctl(node.name(), &["check"])?;
+        let kubelet =
+            report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == "kubelet");
+        ensure!(kubelet.is_some_and(|check| check["status"] == "ok"), "{}: {kubelet:?}", node.name());
+    }
     let namespace = world.namespace("around", &[ENROLLED])?;
     let stranger = world.namespace("around-stranger", &[])?;
     server(&namespace, "web", Some(HOST_PORT))?;
@@ -44,6 +51,7 @@ pub(super) fn nothing_reaches_a_pod_around_the_policy(world: &World) -> Result<(
     namespace.apply(strict())?;
     all(false, "STRICT")?;
     expect(&friend, true, "STRICT")?;
+    probes_go_on(world, &namespace)?;
     server(&namespace, "probed-under-strict", None)?;
     namespace.delete("peerauthentication", "default")?;
     all(true, "after STRICT")?;
@@ -58,15 +66,28 @@ pub(super) fn nothing_reaches_a_pod_around_the_policy(world: &World) -> Result<(
     all(false, "where nobody is let in")?;
     expect(&friend, false, "where nobody is let in")?;
     server(&namespace, "probed-where-nobody-gets-in", None)?;
-    // Both were ready before, and the kubelet goes on asking.
-    for pod in ["web", "probed-under-strict"] {
-        namespace.wait_for_pod(pod)?;
-    }
+    probes_go_on(world, &namespace)?;
     let log = world.cluster().logs(world.chart().namespace(), &world.agent("node2")?)?;
     let refusals = log.lines().filter(|line| line.contains(namespace.name()) && line.contains("nobody"));
     ensure!(refusals.count() >= ways.len(), "the access log does not name the policy each time:\n{log}");
     namespace.delete("authorizationpolicy", "nobody")?;
     all(true, "in the end")
+}
+
+/// The kubelet goes on asking, and gets its answers.
+fn probes_go_on(world: &World, namespace: &Namespace<'_>) -> Result<()> {
+    let probes = || -> Result<u64> {
+        let report = world.meshctl("node2", &["bpf"])?;
+        report["counters"]["pass_kubelet"].as_u64().with_context(|| format!("nothing is counted: {report}"))
+    };
+    let before = probes()?;
+    // One more than it takes to be found not ready.
+    world.cluster().wait_until("the kubelet goes on probing", EFFECT, |_| match probes() {
+        Ok(now) if now >= before + 4 => Ok(()),
+        Ok(now) => Err(format!("{} probes", now - before)),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    namespace.wait_for_pod("web")
 }
 
 /// A server on node2 that is ready once the kubelet has got an answer.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::cluster::{Node, PodLoad, SteadyLoad};
+use serde_json::json;
 
 use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed, items};
 
@@ -12,7 +13,7 @@ pub(super) fn an_upgrade_costs_no_request(world: &World) -> Result<()> {
     let namespace = world.namespace("upgrade", &[ENROLLED])?;
     let load = load_on_a_service(world, &namespace)?;
     // Other values are another template of every pod.
-    world.chart().install(world.cluster(), "{log: {level: debug}}")?;
+    world.install_with(json!({ "log": { "level": "debug" } }))?;
     load.wait_for_more(100, Duration::from_secs(60))?;
     world.install()?;
     load.wait_for_more(100, Duration::from_secs(60))?;
@@ -24,7 +25,7 @@ pub(super) fn a_new_node_takes_pods_once_its_agent_serves(world: &World) -> Resu
     // Nobody but an agent that is told of it takes it away.
     let taint = format!("{TAINT}=:NoSchedule");
     world.cluster().kubectl(["taint", "nodes", "node2", &taint, "--overwrite"])?;
-    let released = world.chart().install(world.cluster(), &format!("{{agent: {{startupTaint: {TAINT}}}}}"));
+    let released = world.install_with(json!({ "agent": { "startupTaint": TAINT } }));
     let left = world.cluster().get(&["node", "node2"])?["spec"]["taints"].clone();
     if !left.is_null() {
         world.cluster().kubectl(["taint", "nodes", "node2", &format!("{TAINT}-")])?;
@@ -101,7 +102,7 @@ fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
         Ok(())
     };
     for family in ["-4", "-6"] {
-        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x1000"))?;
+        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x10"))?;
         note(&["ip", family, "route", "show", "table", "all"], &|line| line.starts_with("local default"))?;
     }
     note(&["nft", "list", "tables"], &|line| line.contains("mesh_agent"))?;

@@ -28,7 +28,7 @@ const VALUES: &[&str] = &[
     // Nodes and pods with IPv6 only, logs for machines, other marks, private images.
     r#"{cluster: {network: "east"}, log: {level: "info,mesh_agent::proxy=debug", format: json}, imagePullSecrets: [registry],
         agent: {http: {address: "::", port: 9000}, accessLog: json, stateOnExit: keep, failureMode: closed,
-                startupTaint: mesh-agent/not-ready,
+                startupTaint: mesh-agent/not-ready, kubeletCgroups: [kubelet, "nodes/$(NODE_NAME)/kubelet"],
                 marks: {mask: "0x3000000", capture: "0x1000000", agent: "0x2000000"}, maxUnavailable: 10%},
         control: {address: "::", replicas: 3}}"#,
     // Metrics on the node only, with manifests and everything that is copied into pods.
@@ -56,6 +56,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("{agent: {marks: {mask: many}}}", "/agent/marks/mask"),
     ("{agent: {stateOnExit: never}}", "/agent/stateOnExit"),
     ("{agent: {startupTaint: a/b/c}}", "/agent/startupTaint"),
+    (r#"{agent: {kubeletCgroups: ["a,b"]}}"#, "/agent/kubeletCgroups/0"),
     ("{control: {replicas: 0}}", "/control/replicas"),
     ("{control: {admission: {failurePolicy: Maybe}}}", "/control/admission/failurePolicy"),
     ("{crds: {install: sometimes}}", "/crds/install"),

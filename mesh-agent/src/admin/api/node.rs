@@ -232,6 +232,9 @@ pub struct SteeringReport {
     pub attachments: Vec<Attachment>,
     /// Listening sockets the kernel may choose from.
     pub listeners: usize,
+    /// What is known of the kubelet.
+    #[serde(default)]
+    pub kubelet: KubeletInfo,
     /// What became of packets, by outcome, since the maps were made.
     pub counters: BTreeMap<String, u64>,
     /// Entries of each map.
@@ -263,7 +266,20 @@ pub struct ProgramInfo {
     pub run_nanoseconds: u64,
 }
 
-/// A device and the program on its ingress.
+/// What is known of the kubelet, whose connections reach pods past the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KubeletInfo {
+    /// Nothing: connections of all processes of the node do.
+    #[default]
+    Unknown,
+    /// Its cgroups.
+    Found(Vec<String>),
+    /// It does not run.
+    Gone,
+}
+
+/// A device and the programs on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Name of the device.
@@ -272,6 +288,9 @@ pub struct Attachment {
     pub index: u32,
     /// `tcx` or `clsact`; `netns` for `pick_listener`.
     pub hook: String,
+    /// Whether there is a program on its egress as well as on its ingress.
+    #[serde(default)]
+    pub guarded: bool,
     /// Bridge that the device is a port of.
     pub bridge: Option<String>,
     /// Uid of the pod behind the device.

@@ -9,7 +9,7 @@ use super::super::tunnel::Authority;
 use super::upstream::target_port;
 use super::{Decision, Refusal, decide_inbound};
 use crate::config::{Service, ServiceEntry, Snapshot};
-use crate::pods::{LocalPod, LocalPods};
+use crate::pods::LocalPod;
 use crate::telemetry::ConnectionSecurity;
 
 #[cfg(test)]
@@ -21,7 +21,6 @@ mod tests;
 /// between. The authority must be the pod itself: its tunnel leads nowhere else. Returns also where it leads.
 pub fn decide_tunnelled(
     snapshot: &Snapshot,
-    pods: &LocalPods,
     pod: &Arc<LocalPod>,
     peer: Arc<Identity>,
     client: SocketAddr,
@@ -32,7 +31,7 @@ pub fn decide_tunnelled(
         Ok((destination, service)) => (destination, service, None),
         Err(refusal) => (tunnel, None, Some(refusal)),
     };
-    let mut decision = decide_inbound(snapshot, pods, pod, client, destination);
+    let mut decision = decide_inbound(snapshot, pod, client, destination, None);
     // A gateway or waypoint speaks for others, and nothing of theirs is known but what it says.
     decision.source = decision.source.filter(|workload| workload.identity() == *peer);
     decision.identity = Some(peer);

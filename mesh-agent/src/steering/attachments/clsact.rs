@@ -1,10 +1,10 @@
-//! The way to attach before Linux 6.6: a filter in the clsact queueing discipline of the device.
+//! The way to attach before Linux 6.6: filters in the clsact queueing discipline of the device.
 
 use std::io::ErrorKind;
 use std::mem;
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{Link as _, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, SchedClassifier};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::TcMessage;
@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::chain;
 use crate::steering::pins::Pins;
+use crate::steering::programs::Hook;
 
 /// First of all filters.
 const PRIORITY: u16 = 1;
@@ -22,6 +23,7 @@ const HANDLE: TcHandle = TcHandle::new(0x6d65, 0x7368);
 /// Attaches the program, or puts it in the place of the one of an agent before.
 pub(super) fn attach(
     program: &mut SchedClassifier,
+    hook: Hook,
     pins: &Pins,
     index: u32,
     name: &str,
@@ -30,14 +32,15 @@ pub(super) fn attach(
     if qdisc_add_clsact(name).is_ok() {
         pins.note_clsact_qdisc(index).map_err(|error| error.to_string())?;
     }
-    pins.note_clsact_filter(index).map_err(|error| error.to_string())?;
-    let replaced = filter(name).and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
+    pins.note_clsact_filter(hook, index).map_err(|error| error.to_string())?;
+    let replaced =
+        filter(name, hook).and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
     let id = match replaced {
         Ok(id) => id,
         Err(_) => {
             let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
             program
-                .attach_with_options(name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+                .attach_with_options(name, hook.attach_type(), TcAttachOptions::Netlink(options))
                 .map_err(|error| chain(&error))?
         }
     };
@@ -47,13 +50,18 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Removes the filter, and the queueing discipline if it is ours.
-pub(super) fn detach(pins: &Pins, index: u32) {
+/// Removes a program's filter.
+pub(super) fn detach(hook: Hook, index: u32) {
     let Some(name) = device_name(index) else { return };
-    let removed = filter(&name).and_then(|link| link.detach().map_err(|error| chain(&error)));
+    let removed = filter(&name, hook).and_then(|link| link.detach().map_err(|error| chain(&error)));
     if let Err(error) = removed {
-        warn!(device = %name, %error, "the clsact filter stays");
+        warn!(device = %name, %error, program = hook.program(), "the clsact filter stays");
     }
+}
+
+/// Removes the queueing discipline of a device without filters, if it is ours.
+pub(super) fn remove_own_qdisc(pins: &Pins, index: u32) {
+    let Some(name) = device_name(index) else { return };
     if pins.clsact_qdiscs().contains(&index)
         && let Err(error) = remove_qdisc(index)
     {
@@ -61,9 +69,9 @@ pub(super) fn detach(pins: &Pins, index: u32) {
     }
 }
 
-/// Our filter on a device, there or not.
-fn filter(name: &str) -> Result<SchedClassifierLink, String> {
-    SchedClassifierLink::attached(name, TcAttachType::Ingress, PRIORITY, HANDLE, None)
+/// Our filter at a hook of a device, there or not.
+fn filter(name: &str, hook: Hook) -> Result<SchedClassifierLink, String> {
+    SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)
         .map_err(|error| error.to_string())
 }
 

@@ -67,9 +67,9 @@ fn sysctls(settings: &HostSettings) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HostState;
     use super::super::kernel::Status;
-    use super::super::testing::{in_namespace_async, shell};
-    use super::super::{HostState, Mark};
+    use super::super::testing::{AROUND, CAPTURE, in_namespace_async, shell};
     use super::*;
 
     fn status(checks: &[Check], name: &str) -> Status {
@@ -80,7 +80,7 @@ mod tests {
     fn what_somebody_removed_is_missed() {
         in_namespace_async(async || {
             let directory = tempfile::tempdir().unwrap();
-            let settings = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_110, directory.path());
+            let settings = HostSettings::new(CAPTURE, AROUND, 15_110, directory.path());
             assert_eq!(status(&check(&settings).await, "policy routing"), Status::Fail);
 
             let state = HostState::install(&settings).await.unwrap();

@@ -4,6 +4,7 @@
 //! 99:  fwmark M/mask iif lo  goto 101       the agent's own packets go where they would go unmarked
 //! 100: fwmark M/mask         lookup T       steered packets are delivered here
 //! 101: fwmark M/mask         nop            where 99 goes on
+//! 102: fwmark A/mask         lookup T       so are packets that were turned around; no socket sends with their mark
 //! table T: local default dev lo
 //! ```
 //!
@@ -42,9 +43,11 @@ const LOOPBACK: u32 = 1;
 pub struct PolicyRouting {
     /// The capture mark.
     pub mark: Mark,
+    /// The mark of packets that were turned around.
+    pub around: Mark,
     /// Routing table with the local default route.
     pub table: u32,
-    /// Preference of the first of three rules.
+    /// Preference of the first of four rules.
     pub preference: u32,
 }
 
@@ -129,30 +132,32 @@ impl PolicyRouting {
 
     /// Whether a rule sits in our place for our mark, whoever put it there.
     fn claims(&self, rule: &RuleKey) -> bool {
-        (self.preference..=self.preference + 2).contains(&rule.preference)
-            && (rule.mark, rule.mask) == (self.mark.value, self.mark.mask)
+        (self.preference..=self.preference + 3).contains(&rule.preference)
+            && [self.mark, self.around].contains(&Mark { value: rule.mark, mask: rule.mask })
     }
 
-    fn rules(&self, family: &IpVersion) -> [RuleMessage; 3] {
-        let rule = |offset: u32, action: RuleAction, specific: &[RuleAttribute]| {
+    fn rules(&self, family: &IpVersion) -> [RuleMessage; 4] {
+        let rule = |offset: u32, mark: Mark, action: RuleAction, specific: &[RuleAttribute]| {
             let mut rule = RuleMessage::default();
             rule.header.family = address_family(family);
             rule.header.action = action;
             rule.attributes = vec![
                 RuleAttribute::Priority(self.preference + offset),
-                RuleAttribute::FwMark(self.mark.value),
-                RuleAttribute::FwMask(self.mark.mask),
+                RuleAttribute::FwMark(mark.value),
+                RuleAttribute::FwMask(mark.mask),
                 RuleAttribute::Protocol(PROTOCOL),
             ];
             rule.attributes.extend_from_slice(specific);
             rule
         };
         let own = [RuleAttribute::Iifname("lo".into()), RuleAttribute::Goto(self.preference + 2)];
+        let delivery = [RuleAttribute::Table(self.table)];
         // The target before the jump: a jump to a rule that is not there is skipped.
         [
-            rule(2, RuleAction::Nop, &[]),
-            rule(0, RuleAction::Goto, &own),
-            rule(1, RuleAction::ToTable, &[RuleAttribute::Table(self.table)]),
+            rule(2, self.mark, RuleAction::Nop, &[]),
+            rule(0, self.mark, RuleAction::Goto, &own),
+            rule(1, self.mark, RuleAction::ToTable, &delivery),
+            rule(3, self.around, RuleAction::ToTable, &delivery),
         ]
     }
 

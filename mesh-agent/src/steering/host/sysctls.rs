@@ -7,7 +7,10 @@
 //! | `net.ipv4.ip_local_port_range` | 16384-65535 | more connections from one client to one server. Above the ports that node services listen on (kubelet 10250, etcd 2379, ...): a connection on such a port would keep the service from starting. Rules IPv6 too. |
 //! | `net.ipv4.ip_local_reserved_ports` | + 30000-32767 | with the wider range, keep out of Kubernetes' NodePorts, which are in the default range's place below 32768. |
 //!
-//! `rp_filter` needs no change: the reverse path of a steered packet is looked up without its mark, or, with
+//! | `net.ipv4.conf.lo.accept_local` | 1 | what a process of the node sends to a pod, and is turned around, comes in on the loopback device with an address of the node. What the node says to itself never meets this check: it is routed once, on its way out. |
+//! | `net.ipv4.conf.lo.rp_filter` | 2 | what others send, and is turned around, comes in there too: the way back to them is another. |
+//!
+//! Elsewhere `rp_filter` needs no change: the reverse path of a steered packet is looked up without its mark, or, with
 //! `src_valid_mark`, as if sent by the node itself, which the rule for the agent's own packets routes as usual.
 //! `ip_forward` is the CNI's business and only checked ([`super::kernel`]).
 
@@ -27,6 +30,8 @@ const EARLY_DEMUX: &str = "net.ipv4.tcp_early_demux";
 const REUSE_TIME_WAIT: &str = "net.ipv4.tcp_tw_reuse";
 const PORT_RANGE: &str = "net.ipv4.ip_local_port_range";
 const RESERVED_PORTS: &str = "net.ipv4.ip_local_reserved_ports";
+const ACCEPT_LOCAL: &str = "net.ipv4.conf.lo.accept_local";
+const REVERSE_PATH: &str = "net.ipv4.conf.lo.rp_filter";
 
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +87,12 @@ impl Sysctls {
 
     /// What the sysctls should be, given what they are: ranges only ever grow.
     pub fn wanted(&self, ports: Option<PortRange>) -> Result<Vec<(&'static str, String)>, HostError> {
-        let mut wanted = vec![(EARLY_DEMUX, "0".into()), (REUSE_TIME_WAIT, "1".into())];
+        let mut wanted = vec![
+            (EARLY_DEMUX, "0".into()),
+            (REUSE_TIME_WAIT, "1".into()),
+            (ACCEPT_LOCAL, "1".into()),
+            (REVERSE_PATH, "2".into()),
+        ];
         if let Some(ports) = ports {
             let value = self.read(PORT_RANGE)?;
             let current = PortRange::parse(&value).ok_or(HostError::SysctlValue {

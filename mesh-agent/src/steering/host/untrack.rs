@@ -6,6 +6,10 @@
 //! would time out. So packets with the capture mark, which is set on ingress by `steer` and on egress by the
 //! agent's sockets, are marked untracked before conntrack (priority -200) sees them.
 //!
+//! Packets that `guard` turns around have been seen, and maybe translated, on their way to the pod. Seen again, with the
+//! translated addresses, they would be taken for a second connection whose answers look like those of the first, and be
+//! given another port.
+//!
 //! One table in the `inet` family, written in one transaction straight over netlink: the node need not have the
 //! `nft` tool, and the crates that speak nf_tables are GPL-3, bind the C library, or run the tool.
 
@@ -27,7 +31,10 @@ pub const TABLE: &str = "mesh_agent";
 const PRIORITY_RAW: i32 = -300;
 
 /// Creates the table, or replaces it whole in the same transaction.
-pub fn install(mark: Mark) -> Result<(), HostError> {
+///
+/// Of what was turned around, the packets to the agent are left out and the answers are not: the connection is known
+/// from when the packet came by first, and is the one the answers belong to.
+pub fn install(capture: Mark, around: Mark) -> Result<(), HostError> {
     let mut batch = Batch::new();
     // Adding before deleting makes the deletion succeed whether or not the table was there.
     batch.add_table(TABLE);
@@ -35,8 +42,9 @@ pub fn install(mark: Mark) -> Result<(), HostError> {
     batch.add_table(TABLE);
     for (chain, hook) in [("prerouting", Hook::PreRouting), ("output", Hook::Output)] {
         batch.add_chain(TABLE, chain, "filter", hook, PRIORITY_RAW);
-        batch.add_rule(TABLE, chain, untrack_marked(mark));
+        batch.add_rule(TABLE, chain, untrack_marked(capture));
     }
+    batch.add_rule(TABLE, "prerouting", untrack_marked(around));
     batch.commit().map_err(|error| match error.raw_os_error() {
         // No nfnetlink, no nf_tables or inet family, no `notrack` expression: in this order.
         Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT) => {

@@ -1,4 +1,4 @@
-//! `steer` on packets made by hand, run by the kernel (`BPF_PROG_TEST_RUN`).
+//! `steer` and `guard` on packets made by hand, run by the kernel (`BPF_PROG_TEST_RUN`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -6,18 +6,21 @@ use std::path::Path;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use mesh_common::{Address, Config, Device, DeviceFlags, Effect, Outcome, Pod, PodFlags, Tables as _};
+use mesh_common::{
+    Address, Config, ConfigFlags, Device, DeviceFlags, Effect, Outcome, Pod, PodFlags, Tables as _,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
 use crate::steering::host::testing::in_namespace;
-use crate::steering::{CoreListeners, PassageKey};
+use crate::steering::{CoreListeners, ListenerPair, PassageKey};
 
 const NEXT: u32 = u32::MAX;
 const TO_STACK: u32 = 0;
 const DROP: u32 = 2;
+const REDIRECT: u32 = 7;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -50,8 +53,13 @@ impl Bench {
         let pins = Pins::open(&bpffs.path().join("agent")).unwrap();
         let (programs, mut maps, passages, _) = load(&pins).unwrap();
         assert_eq!(programs.no_cgroup_programs(), None);
-        maps.set_config(Config { mark_mask: 0x3000, capture_mark: 0x1000, agent_mark: 0x2000, listeners: 0 })
-            .unwrap();
+        maps.set_config(Config {
+            mark_mask: 0x3000,
+            capture_mark: 0x1000,
+            agent_mark: 0x2000,
+            ..Config::default()
+        })
+        .unwrap();
         let pod = Pod { id: 1, flags: ENROLLED, device: DEVICE, rules: 0 };
         maps.set_pod(&Address::from(IpAddr::from(CLIENT)), pod).unwrap();
         maps.set_pod(&Address::from(IpAddr::from(CLIENT_V6)), pod).unwrap();
@@ -63,19 +71,24 @@ impl Bench {
     fn listen(&mut self) -> [TcpListener; 2] {
         let sockets = ["127.0.0.1:0", "[::1]:0"].map(|address| TcpListener::bind(address).unwrap());
         let [v4, v6] = &sockets;
-        self.maps.set_listeners(&[CoreListeners { v4: Some(v4.as_fd()), v6: Some(v6.as_fd()) }]).unwrap();
+        let pair = ListenerPair { v4: Some(v4.as_fd()), v6: Some(v6.as_fd()) };
+        self.maps.set_listeners(&[CoreListeners { steered: pair, around: pair }]).unwrap();
         sockets
     }
 
     /// Runs `steer` on a packet and returns its answer, the packet and its mark after it.
     fn run(&mut self, packet: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
+        self.run_at(Hook::Steer, packet, mark)
+    }
+
+    fn run_at(&mut self, hook: Hook, packet: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
         // `struct __sk_buff`: length, type, mark and more that is of no interest.
         let mut context_in = [0_u8; 192];
         context_in[8..12].copy_from_slice(&mark.to_ne_bytes());
         let (mut context_out, mut after) = (context_in, vec![0; packet.len()]);
         let result = self
             .programs
-            .steer()
+            .of_devices(hook)
             .unwrap()
             .test_run(TestRunOptions {
                 data_in: Some(packet),
@@ -94,13 +107,46 @@ impl Bench {
         let (answered, after, mark) = self.run(packet, 0xf0);
         assert_eq!(answered, answer, "{outcome:?}");
         assert_eq!(after, packet, "{outcome:?}");
-        assert_eq!(mark, if answer == TO_STACK { 0x10f0 } else { 0xf0 }, "{outcome:?}");
+        let expected = match outcome.effect() {
+            Effect::Capture => 0x10f0,
+            // So that `guard` lets it go on.
+            Effect::Pass if is_decided(outcome) && self.goes_to_enrolled(packet) => 0x20f0,
+            _ => 0xf0,
+        };
+        assert_eq!(mark, expected, "{outcome:?}");
         for ((index, now), then) in self.counts().into_iter().enumerate().zip(before) {
             assert!(
                 !is_packet(Outcome::ALL[index]) || now - then == u64::from(index == outcome as usize),
                 "{outcome:?}"
             );
         }
+    }
+
+    /// Asserts what `guard` does with a packet that the node sends, and how it counts it, if it does.
+    fn expect_of_guard(&mut self, packet: &[u8], outcome: Option<Outcome>) {
+        let before = self.counts();
+        let (answer, after, mark) = self.run_at(Hook::Guard, packet, 0xf0);
+        match outcome.map(Outcome::effect) {
+            Some(Effect::Capture) => {
+                assert_eq!((answer, mark), (REDIRECT, 0x30f0), "{outcome:?}");
+                assert_eq!((&after[..12], &after[12..]), ([0; 12].as_slice(), &packet[12..]), "{outcome:?}");
+            }
+            Some(Effect::Drop) => assert_eq!(answer, DROP, "{outcome:?}"),
+            _ => assert_eq!((answer, after.as_slice(), mark), (NEXT, packet, 0xf0), "{outcome:?}"),
+        }
+        for ((index, now), then) in self.counts().into_iter().enumerate().zip(before) {
+            let counted = outcome.is_some_and(|outcome| index == outcome as usize);
+            assert!(!is_packet(Outcome::ALL[index]) || now - then == u64::from(counted), "{outcome:?}");
+        }
+    }
+
+    /// Whether a packet's destination is an enrolled pod.
+    fn goes_to_enrolled(&self, packet: &[u8]) -> bool {
+        let destination: IpAddr = match packet[12..14] {
+            [0x08, 0x00] => <[u8; 4]>::try_from(&packet[30..34]).unwrap().into(),
+            _ => <[u8; 16]>::try_from(&packet[38..54]).unwrap().into(),
+        };
+        self.maps.pod(&destination.into()).is_some_and(|pod| pod.is_enrolled())
     }
 
     fn counts(&self) -> Vec<u64> {
@@ -112,6 +158,12 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = umount2(self.bpffs.path(), MntFlags::MNT_DETACH);
     }
+}
+
+/// Whether a packet that passes was looked at as far as its connection.
+fn is_decided(outcome: Outcome) -> bool {
+    use Outcome::{Excluded, FailOpen, Flow, NoSocket, Verdict};
+    matches!(outcome, Excluded | FailOpen | Flow | NoSocket | Verdict)
 }
 
 fn ethernet(protocol: u16, payload: &[u8]) -> Vec<u8> {
@@ -283,6 +335,69 @@ fn marked_packets_pass_and_bridge_ports_are_rewritten() {
     });
 }
 
+#[test]
+fn the_guard_turns_around_what_has_not_been_decided_about() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let device = Device { owner: 1, flags: DeviceFlags::ETHERNET, ..Device::default() };
+        bench.maps.set_device(DEVICE, device).unwrap();
+        bench.expect_of_guard(&syn(SERVER, CLIENT), Some(Outcome::FailOpen));
+        let listeners = bench.listen();
+        bench.expect_of_guard(&syn(SERVER, CLIENT), Some(Outcome::Around));
+        bench.expect_of_guard(&syn_v6(SERVER_V6, CLIENT_V6), Some(Outcome::Around));
+        bench.expect_of_guard(&syn(CLIENT, SERVER), None);
+        bench.expect_of_guard(&ipv4(SERVER, CLIENT, 17, 0, 0, &[0; 40]), None);
+        // No connection of the agent's: older than the enrolment.
+        bench.expect_of_guard(&ipv4(SERVER, CLIENT, TCP, 0, 0, &tcp(80, ACK)), None);
+        for mark in [0x1000, 0x2000, 0x3000] {
+            let sent = bench.run_at(Hook::Guard, &syn(SERVER, CLIENT), mark);
+            assert_eq!(sent, (NEXT, syn(SERVER, CLIENT), mark), "a socket of the agent's");
+        }
+        // While the kubelet is not known, every process of the node may be it.
+        bench.expect_of_guard(&syn(NODE, CLIENT), Some(Outcome::NodeProcess));
+        let known = Config { flags: ConfigFlags::KUBELET_KNOWN, ..bench.maps.config().unwrap() };
+        bench.maps.set_config(known).unwrap();
+        bench.expect_of_guard(&syn(NODE, CLIENT), Some(Outcome::Around));
+
+        drop(listeners);
+        let flags = ENROLLED.with(PodFlags::FAIL_CLOSED, true);
+        let pod = Pod { id: 1, flags, device: DEVICE, rules: 0 };
+        bench.maps.set_pod(&Address::from(IpAddr::from(CLIENT)), pod).unwrap();
+        bench.expect_of_guard(&syn(SERVER, CLIENT), Some(Outcome::FailClosed));
+    });
+}
+
+#[test]
+fn what_the_guard_cannot_read_does_not_reach_a_pod() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let _listeners = bench.listen();
+        for fragment in [0x2000, 0x00b9, 0x20b9] {
+            let part = |to, protocol| ipv4(NODE, to, protocol, 0, fragment, &tcp(80, SYN));
+            bench.expect_of_guard(&part(CLIENT, TCP), Some(Outcome::Hidden));
+            bench.expect_of_guard(&part(CLIENT, 17), None);
+            bench.expect_of_guard(&part(SERVER, TCP), None);
+        }
+        // Each extension header, in front of what it names.
+        let header = |next: u8, words: u8, length: usize| [vec![next, words], vec![0; length - 2]].concat();
+        for (number, words, length) in [(0, 0, 8), (43, 2, 24), (44, 9, 8), (51, 4, 24), (60, 1, 16)] {
+            let with = |next: u8, rest: &[u8]| {
+                ipv6(SERVER_V6, CLIENT_V6, number, &[&header(next, words, length), rest].concat())
+            };
+            bench.expect_of_guard(&with(TCP, &tcp(80, SYN)), Some(Outcome::Hidden));
+            bench.expect_of_guard(&with(17, &[0; 8]), None);
+            let twice = [header(TCP, 0, 8), tcp(80, SYN)].concat();
+            bench.expect_of_guard(&with(60, &twice), Some(Outcome::Hidden));
+            bench.expect_of_guard(&with(60, &[]), Some(Outcome::Hidden));
+            let many = [header(60, 0, 8).repeat(9), header(17, 0, 8)].concat();
+            bench.expect_of_guard(&with(60, &many), Some(Outcome::Hidden));
+            let mut elsewhere = with(TCP, &tcp(80, SYN));
+            elsewhere[38..54].copy_from_slice(&SERVER_V6.octets());
+            bench.expect_of_guard(&elsewhere, None);
+        }
+    });
+}
+
 /// Makes `SERVER` an enrolled pod on another device, to whose port 80 `CLIENT` may connect past the agent.
 fn let_pass(bench: &mut Bench) -> [PassageKey; 2] {
     let pod = Pod { id: 2, flags: ENROLLED, device: DEVICE + 1, rules: 0 };
@@ -375,7 +490,8 @@ fn a_packet_of_a_revoked_connection_becomes_a_reset() {
             bench.passages.revoke(key).unwrap();
             let before = bench.counts()[Outcome::Cut as usize];
             let (answer, after, mark) = bench.run(&cut, 0);
-            assert_eq!((answer, mark, bench.counts()[Outcome::Cut as usize]), (NEXT, 0, before + 1));
+            // `guard` lets the reset go on to the server.
+            assert_eq!((answer, mark, bench.counts()[Outcome::Cut as usize]), (NEXT, 0x2000, before + 1));
             let reset = &after[headers..headers + 20];
             assert_eq!(reset[..4], data[..4], "ports");
             assert_eq!(reset[4..8], 11_u32.to_be_bytes(), "what the server expects");

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::pods::{FailureMode, LocalPod, PodDevice, Redirection};
 use mesh_agent::steering::host::Mark;
 use mesh_agent::steering::host::routes::PolicyRouting;
-use mesh_agent::steering::{AttachMode, CoreListeners, DeviceWatch, PassageKey, Steering, SteeringSettings};
+use mesh_agent::steering::{
+    AttachMode, CoreListeners, DeviceWatch, ListenerPair, PassageKey, Steering, SteeringSettings,
+};
 use mesh_lab::{Lab, Machine, Topology};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use socket2::{Domain, Socket, Type};
@@ -22,8 +24,9 @@ name: ebpf
 nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}, {name: stranger}]}]
 hosts: [{name: outside}]
 ";
-const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x3000 };
-const AGENT_MARK: u32 = 0x2000;
+const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x1040 };
+const AROUND: Mark = Mark { value: 0x1040, mask: 0x1040 };
+const AGENT_MARK: u32 = 0x40;
 /// The node's device towards everything outside.
 const UPLINK: &str = "eth0";
 /// How long the last packet of a handshake may take to be processed.
@@ -57,13 +60,16 @@ impl SteeredNode {
         namespace.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0"))??;
         let listeners = [namespace.run(listen)??, namespace.run(listen)??];
         let steering = namespace.run(|| Steering::load_or_adopt(&settings(&bpffs, CAPTURE.value)))??;
-        let cores = [&listeners[0], &listeners[1]]
-            .map(|listener| CoreListeners { v4: Some(listener.as_fd()), v6: None });
+        let cores = [&listeners[0], &listeners[1]].map(|listener| {
+            let pair = ListenerPair { v4: Some(listener.as_fd()), v6: None };
+            CoreListeners { steered: pair, around: pair }
+        });
         steering.set_listeners(&cores)?;
         let watch = Watch::start(&lab, steering.clone())?;
         let node = Self { _watch: watch, steering, listeners, bpffs, lab };
         for (name, enrolled) in [("client", true), ("server", true), ("stranger", false)] {
-            node.steering.enrol(&node.pod(name, enrolled)?)?;
+            let pod = node.pod(name, enrolled)?;
+            node.lab.node("node")?.namespace().run(|| node.steering.enrol(&pod))??;
         }
         Ok(node)
     }
@@ -198,7 +204,9 @@ impl Watch {
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    PolicyRouting { mark: CAPTURE, table: 15001, preference: 99 }.install().await?;
+                    PolicyRouting { mark: CAPTURE, around: AROUND, table: 15001, preference: 99 }
+                        .install()
+                        .await?;
                     let watch = DeviceWatch::start(steering).await?;
                     started.send(())?;
                     watch.run(shutdown).await;

@@ -23,7 +23,9 @@ name: forwarding
 nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}]}]
 ";
 /// The mark of an agent by default, which none of these packets has.
-const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x3000 };
+const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x1040 };
+/// Packets that were turned around on their way into a pod.
+const AROUND: Mark = Mark { value: 0x1040, mask: 0x1040 };
 /// The discard service.
 const PORT: u16 = 9;
 const PACKETS: u32 = 1_000;
@@ -43,7 +45,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let mut sides = [
         Side::up(DIRECT, || Ok(()))?,
         Side::up(RULES, add_rules)?,
-        Side::up(UNTRACKING, || Ok(untrack::install(CAPTURE)?))?,
+        Side::up(UNTRACKING, || Ok(untrack::install(CAPTURE, AROUND)?))?,
     ];
     let samples = if bench.is_quick() { SAMPLES_QUICK } else { SAMPLES };
     for round in 0..bench.rounds() {
@@ -65,7 +67,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 
 fn add_rules() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(PolicyRouting { mark: CAPTURE, table: 15001, preference: 99 }.install())?;
+    runtime
+        .block_on(PolicyRouting { mark: CAPTURE, around: AROUND, table: 15001, preference: 99 }.install())?;
     Ok(())
 }
 

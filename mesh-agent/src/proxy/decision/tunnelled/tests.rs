@@ -20,7 +20,7 @@ fn asked(peer: &Arc<Identity>, authority: &str) -> (Decision, SocketAddr) {
     let snapshot = snapshot(services, [web, other, client]);
     let web = pods.by_uid("c//Pod/shop/web").unwrap();
     let authority = authority.parse().unwrap();
-    decide_tunnelled(&snapshot, &pods, web, Arc::clone(peer), at("10.2.0.1:999"), at(TUNNEL), &authority)
+    decide_tunnelled(&snapshot, web, Arc::clone(peer), at("10.2.0.1:999"), at(TUNNEL), &authority)
 }
 
 #[test]

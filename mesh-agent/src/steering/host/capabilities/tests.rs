@@ -7,8 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
-use crate::steering::host::testing::{in_namespace_async, shell};
-use crate::steering::host::{HostSettings, HostState, Mark};
+use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
+use crate::steering::host::{HostSettings, HostState};
 use crate::steering::{AttachMode, DeviceWatch, Steering, SteeringSettings};
 
 /// On a thread of its own, which stands for a process: capabilities are a thread's.
@@ -31,7 +31,7 @@ fn what_remains_is_enough_and_no_more() {
         bpf_works();
         transparent_sockets_work();
         let directory = tempfile::tempdir().unwrap();
-        let settings = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_109, directory.path());
+        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
         HostState::install(&settings).await.unwrap().remove().await.unwrap();
     });
 }
@@ -56,7 +56,7 @@ fn come_up_with(kept: &[Capability]) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         restrict_thread(kept).unwrap();
 
-        let host = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_109, directory.path());
+        let host = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
         let installed = HostState::install(&host).await.map_err(|error| error.to_string())?;
         let steering =
             Steering::load_or_adopt(&steering_settings(bpffs.path())).map_err(|error| error.to_string())?;
@@ -98,9 +98,9 @@ fn programs_load_only_on_the_loader(loader: Loader, bpffs: &Path) {
 fn steering_settings(bpffs: &Path) -> SteeringSettings {
     SteeringSettings {
         directory: bpffs.join("agent"),
-        mark_mask: 0x3000,
+        mark_mask: 0x1040,
         capture_mark: 0x1000,
-        agent_mark: 0x2000,
+        agent_mark: 0x40,
         attach: AttachMode::Auto,
     }
 }

@@ -1,11 +1,10 @@
 use super::*;
-use crate::steering::host::Mark;
-use crate::steering::host::testing::{in_namespace_async, shell};
+use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
 
 #[test]
 fn this_machine_is_fit_and_conflicts_are_named() {
     in_namespace_async(async || {
-        let settings = HostSettings::new(Mark { value: 0x1000, mask: 0x3000 }, 15_109, "/nonexistent");
+        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, "/nonexistent");
         shell("ip rule add pref 9 fwmark 0x1000/0xf000 lookup main");
         let checks = check(&settings, Path::new("/proc")).await;
         let status = |name: &str| checks.iter().find(|check| check.name == name).unwrap().status;

@@ -1,8 +1,7 @@
 use super::*;
-use crate::steering::host::testing::{in_namespace_async, shell};
+use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
 
-const ROUTING: PolicyRouting =
-    PolicyRouting { mark: Mark { value: 0x1000, mask: 0x3000 }, table: 15_109, preference: 99 };
+const ROUTING: PolicyRouting = PolicyRouting { mark: CAPTURE, around: AROUND, table: 15_109, preference: 99 };
 
 /// Everything that the module could leave behind, as iproute2 shows it.
 fn state() -> String {
@@ -20,17 +19,18 @@ fn installs_twice_as_once_and_removes_every_trace() {
         for family in ["", "-6"] {
             let rules = shell(&format!("ip {family} rule"));
             assert!(
-                rules.contains("99:\tfrom all fwmark 0x1000/0x3000 iif lo goto 101 proto 109"),
+                rules.contains("99:\tfrom all fwmark 0x1000/0x1040 iif lo goto 101 proto 109"),
                 "{rules}"
             );
-            assert!(rules.contains("100:\tfrom all fwmark 0x1000/0x3000 lookup 15109 proto 109"), "{rules}");
-            assert!(rules.contains("101:\tfrom all fwmark 0x1000/0x3000 nop proto 109"), "{rules}");
+            assert!(rules.contains("100:\tfrom all fwmark 0x1000/0x1040 lookup 15109 proto 109"), "{rules}");
+            assert!(rules.contains("102:\tfrom all fwmark 0x1040/0x1040 lookup 15109 proto 109"), "{rules}");
+            assert!(rules.contains("101:\tfrom all fwmark 0x1000/0x1040 nop proto 109"), "{rules}");
             let routes = shell(&format!("ip {family} route show table 15109"));
             assert!(routes.contains("local default dev lo proto 109"), "{routes}");
         }
         ROUTING.install().await.unwrap();
         assert_eq!(state(), installed);
-        assert_eq!(remove().await.unwrap(), 8);
+        assert_eq!(remove().await.unwrap(), 10);
         assert_eq!(state(), before);
         assert_eq!(remove().await.unwrap(), 0);
     });
@@ -43,8 +43,8 @@ fn wrong_rules_in_our_place_are_replaced_and_others_kept() {
         let expected = state();
         // What an agent with other settings left, and what somebody put in the way.
         remove().await.unwrap();
-        PolicyRouting { mark: Mark { value: 0x2000, mask: 0x3000 }, ..ROUTING }.install().await.unwrap();
-        shell("ip rule add pref 100 fwmark 0x1000/0x3000 lookup main");
+        PolicyRouting { mark: Mark { value: 0x40, mask: 0x1040 }, ..ROUTING }.install().await.unwrap();
+        shell("ip rule add pref 100 fwmark 0x1000/0x1040 lookup main");
         ROUTING.install().await.unwrap();
         assert_eq!(state(), expected);
 

@@ -8,9 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
 use crate::steering::host::routes::PolicyRouting;
-use crate::steering::host::testing::{Namespace, in_namespace, in_namespace_async, shell};
-
-const MARK: Mark = Mark { value: 0x1000, mask: 0x3000 };
+use crate::steering::host::testing::{AROUND, CAPTURE, Namespace, in_namespace, in_namespace_async, shell};
 
 #[test]
 fn the_table_comes_and_goes() {
@@ -18,7 +16,7 @@ fn the_table_comes_and_goes() {
         assert!(!installed().unwrap());
         assert!(!remove().unwrap());
         for _ in 0..2 {
-            install(MARK).unwrap();
+            install(CAPTURE, AROUND).unwrap();
             assert!(installed().unwrap());
         }
         assert!(remove().unwrap());
@@ -45,7 +43,7 @@ fn a_service_address_survives_kube_proxys_nat_only_untracked() {
                  && ip route add default via 10.7.0.1 && ip -6 route add default via fd07::1",
             )
         });
-        let routing = PolicyRouting { mark: MARK, table: 15_109, preference: 99 };
+        let routing = PolicyRouting { mark: CAPTURE, around: AROUND, table: 15_109, preference: 99 };
         routing.install().await.unwrap();
         for (service, backend) in [("10.96.0.10:80", "10.7.1.9:8080"), ("[fd96::10]:80", "[fd07:1::9]:8080")]
         {
@@ -55,7 +53,7 @@ fn a_service_address_survives_kube_proxys_nat_only_untracked() {
             let listener = transparent_listener(service);
 
             assert!(connect(&pod, &listener, service).is_err(), "tracked, it is sent to the backend");
-            install(MARK).unwrap();
+            install(CAPTURE, AROUND).unwrap();
             for valid in ["0", "1"] {
                 shell(&format!("sysctl -qw net.ipv4.conf.all.src_valid_mark={valid}"));
                 assert_eq!(connect(&pod, &listener, service).unwrap(), service);
@@ -79,7 +77,7 @@ fn transparent_listener(service: SocketAddr) -> TcpListener {
         socket.set_only_v6(true).unwrap();
     }
     socket.set_ip_transparent_v4(true).unwrap();
-    socket.set_mark(MARK.value).unwrap();
+    socket.set_mark(CAPTURE.value).unwrap();
     socket.bind(&SocketAddr::new(any, service.port()).into()).unwrap();
     socket.listen(8).unwrap();
     socket.into()
@@ -89,15 +87,15 @@ fn transparent_listener(service: SocketAddr) -> TcpListener {
 fn kube_proxy(name: &str, service: SocketAddr, backend: SocketAddr) {
     const META_SOURCE: u16 = 3;
     const META_KEY: u16 = 2;
-    const META_MARK: u32 = 3;
+    const META_CAPTURE: u32 = 3;
 
     let mut batch = Batch::new();
     batch.add_table(name);
     batch.add_chain(name, "steer", "filter", Hook::PreRouting, PRIORITY_RAW - 10);
     let mut mark = Attributes::new();
-    load(&mut mark, 1, &MARK.value.to_ne_bytes());
+    load(&mut mark, 1, &CAPTURE.value.to_ne_bytes());
     nfnetlink::expression(&mut mark, "meta", |meta| {
-        meta.number(META_KEY, META_MARK);
+        meta.number(META_KEY, META_CAPTURE);
         meta.number(META_SOURCE, 1);
     });
     batch.add_rule(name, "steer", mark);
