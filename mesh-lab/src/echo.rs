@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::background::Background;
@@ -39,6 +40,8 @@ use crate::netns;
 const CONNECTIONS_MAX: usize = 10_000;
 /// Pause after a failed accept: out of descriptors, mostly, which only the end of other connections heals.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time for the last answers of a server that is stopped.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// Largest UDP datagram.
 const DATAGRAM_MAX: usize = 65_535;
 
@@ -131,7 +134,8 @@ impl EchoServer {
         Ok(Self { pod: pod.into(), listeners, datagrams })
     }
 
-    /// Serves until stopped. Connections that are open then are closed.
+    /// Serves until stopped. HTTP requests that have begun by then get their answers, as from any server that is ended in good
+    /// order; all connections are closed after that.
     ///
     /// # Errors
     /// When the runtime refuses the sockets.
@@ -146,27 +150,46 @@ impl EchoServer {
                 Arc::clone(&self.pod),
                 Arc::clone(&connections),
                 Arc::clone(&permits),
+                stop.clone(),
             ));
         }
+        // These end by being aborted with their set.
+        let mut datagrams = JoinSet::new();
         for socket in self.datagrams {
-            tasks.spawn(answer_datagrams(UdpSocket::from_std(socket)?, Arc::clone(&self.pod)));
+            datagrams.spawn(answer_datagrams(UdpSocket::from_std(socket)?, Arc::clone(&self.pod)));
         }
-        // The tasks end by being aborted with their set.
         stop.cancelled().await;
+        // What takes longer is cut.
+        let _ = timeout(LAST_ANSWERS, tasks.join_all()).await;
         Ok(())
     }
 }
 
-async fn accept(listener: TcpListener, pod: Arc<str>, connections: Arc<AtomicU64>, permits: Arc<Semaphore>) {
+/// Takes connections until stopped, and then waits for the end of those that are open.
+async fn accept(
+    listener: TcpListener,
+    pod: Arc<str>,
+    connections: Arc<AtomicU64>,
+    permits: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     let mut open = JoinSet::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, source)) => {
+        let next = async {
+            // The semaphore is never closed.
+            let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
+            Ok((listener.accept().await?, permit))
+        };
+        let next: io::Result<_> = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        match next {
+            Ok(((stream, source), permit)) => {
+                let stop = stop.clone();
                 let (pod, number) = (Arc::clone(&pod), connections.fetch_add(1, Ordering::Relaxed) + 1);
                 open.spawn(async move {
-                    let result = serve_connection(stream, source, pod, number).await;
+                    let result = serve_connection(stream, source, pod, number, &stop).await;
                     if let Err(error) = result {
                         tracing::debug!(%source, %error, "connection failed");
                     }
@@ -180,6 +203,8 @@ async fn accept(listener: TcpListener, pod: Arc<str>, connections: Arc<AtomicU64
         }
         while open.try_join_next().is_some() {}
     }
+    drop(listener);
+    open.join_all().await;
 }
 
 async fn serve_connection(
@@ -187,13 +212,17 @@ async fn serve_connection(
     source: SocketAddr,
     pod: Arc<str>,
     number: u64,
+    stop: &CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let connection = Connection { pod, source, local: stream.local_addr()?, number };
-    let (protocol, stream) = detect::detect(stream).await?;
+    let Some(detected) = stop.run_until_cancelled(detect::detect(stream)).await else { return Ok(()) };
+    let (protocol, stream) = detected?;
     match protocol {
-        detect::Protocol::Http => http::serve(stream, connection).await,
-        detect::Protocol::Raw => raw::serve(stream, &connection).await,
+        detect::Protocol::Http => http::serve(stream, connection, stop).await,
+        detect::Protocol::Raw => {
+            stop.run_until_cancelled(raw::serve(stream, &connection)).await.unwrap_or(Ok(()))
+        }
     }
 }
 

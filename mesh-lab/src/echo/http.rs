@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio_util::sync::CancellationToken;
 
 use super::Connection;
 use super::detect::Replayed;
@@ -24,16 +26,23 @@ static FILLING: [u8; 16 * 1024] = [b'x'; 16 * 1024];
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// Serves a connection until the client closes it.
-pub(super) async fn serve(stream: Replayed, connection: Connection) -> io::Result<()> {
+/// Serves a connection until the client closes it, or the last request that had begun when the server was stopped is answered.
+pub(super) async fn serve(
+    stream: Replayed,
+    connection: Connection,
+    stop: &CancellationToken,
+) -> io::Result<()> {
     let service = service_fn(|request| {
         let connection = connection.clone();
         async move { Ok::<_, Infallible>(respond(request, &connection).await) }
     });
-    auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .map_err(io::Error::other)
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        result = served.as_mut() => return result.map_err(io::Error::other),
+        () = stop.cancelled() => served.as_mut().graceful_shutdown(),
+    }
+    served.await.map_err(io::Error::other)
 }
 
 async fn respond(request: Request<Incoming>, connection: &Connection) -> Response<Body> {

@@ -136,7 +136,21 @@ impl Client {
     }
 
     /// One request and its answer. The connection stays for the next if it may and can.
+    ///
+    /// Where a server ends a kept connection in good order while a request is on the way to it, the request is sent once more, over a
+    /// new connection: they only ask, and that is what clients do (RFC 9112, section 9.3.1). A connection that is broken instead
+    /// is a failure.
     pub(super) async fn exchange(&mut self, reuse: bool) -> Outcome {
+        match self.attempt(reuse).await {
+            Outcome { ended_before_answer: true, connected: false, .. } => {
+                self.disconnect();
+                Outcome { retried: true, ..self.attempt(reuse).await }
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(&mut self, reuse: bool) -> Outcome {
         // A server may end a connection between two requests, as one that restarts does. Clients that keep connections open another.
         let mut kept = self.connection.take();
         if let Some(connection) = &mut kept
@@ -201,7 +215,10 @@ impl Client {
         };
         match answered {
             Ok(response) => read(response).await.unwrap_or_else(|error| Outcome::error(http_kind(&error))),
-            Err(error) => Outcome::error(http_kind(&error)),
+            Err(error) => Outcome {
+                ended_before_answer: error.is_incomplete_message(),
+                ..Outcome::error(http_kind(&error))
+            },
         }
     }
 
@@ -240,7 +257,7 @@ async fn read(response: Response<Incoming>) -> Result<Outcome, hyper::Error> {
         status: Some(status.as_u16()),
         answer: serde_json::from_slice(&start).ok(),
         bytes,
-        connected: false,
+        ..Outcome::default()
     })
 }
 

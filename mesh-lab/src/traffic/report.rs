@@ -27,6 +27,10 @@ pub(super) struct Outcome {
     pub(super) bytes: u64,
     /// Whether a connection was opened for it.
     pub(super) connected: bool,
+    /// Whether the server ended the connection in good order, without a byte of an answer.
+    pub(super) ended_before_answer: bool,
+    /// Whether it was sent a second time.
+    pub(super) retried: bool,
 }
 
 impl Outcome {
@@ -52,6 +56,9 @@ pub struct Report {
     pub succeeded: u64,
     /// Those without, or with an HTTP status of 400 or more.
     pub failed: u64,
+    /// Those that were sent again because the server had just ended the connection that was kept.
+    #[serde(default)]
+    pub retried: u64,
     /// Connections opened.
     pub connections: u64,
     /// Bytes of bodies received.
@@ -108,7 +115,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { target, requests, succeeded, failed, connections, seconds, .. } = self;
+        let Self { target, requests, succeeded, failed, retried, connections, seconds, .. } = self;
         writeln!(out, "target     {target}")?;
         writeln!(
             out,
@@ -117,6 +124,9 @@ impl fmt::Display for Report {
         )?;
         writeln!(out, "succeeded  {succeeded}")?;
         writeln!(out, "failed     {failed}")?;
+        if *retried > 0 {
+            writeln!(out, "sent again {retried}, whose kept connection the server had just ended")?;
+        }
         let Latency { p50, p90, p99, max, .. } = self.latency;
         let ms = |microseconds: u64| Duration::from_micros(microseconds).as_secs_f64() * 1000.0;
         writeln!(
@@ -180,6 +190,7 @@ impl Counts {
     fn record(&mut self, outcome: &Outcome, took: Duration) {
         let report = &mut self.report;
         report.requests += 1;
+        report.retried += u64::from(outcome.retried);
         report.connections += u64::from(outcome.connected);
         report.bytes += outcome.bytes;
         if let Some(status) = outcome.status {

@@ -1,7 +1,7 @@
 //! Marks pods whose traffic is steered, so that people and other programs can see it in the API. Control servers tell by it who takes
 //! tunnels, so a pod that is leaving is unmarked while its traffic is still steered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,14 +65,14 @@ impl Marker {
     /// Annotates every pod that is not as it should be; says whether none was refused.
     async fn annotate(&mut self, statuses: &PodStatuses) -> bool {
         let pods = self.pods.state();
-        let leaving = self.desired.borrow().leaving.clone();
+        let staying = self.staying();
         self.annotated.retain(|uid, _| pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid)));
         let mut settled = true;
         for pod in pods {
             let Some(status) = statuses.get(&uid(&self.cluster, &pod)) else {
                 continue;
             };
-            let steered = status.steered_since.is_some() && !leaving.contains(&status.pod.uid);
+            let steered = status.steered_since.is_some() && staying.contains(&status.pod.uid);
             let marked = is_marked(&pod);
             let uid = pod.uid().unwrap_or_default();
             if steered == marked || self.annotated.get(&uid) == Some(&pod.resource_version()) {
@@ -89,6 +89,13 @@ impl Marker {
             }
         }
         settled
+    }
+
+    /// The pods that are in the mesh to stay. One that was leaving may be steered still, as far as its status says.
+    fn staying(&self) -> HashSet<Arc<str>> {
+        let desired = self.desired.borrow();
+        let staying = desired.pods.iter().filter(|pod| pod.enrolled && !desired.leaving.contains(&pod.uid));
+        staying.map(|pod| Arc::clone(&pod.uid)).collect()
     }
 
     /// Names the uid, so that a successor of the same name is left alone.

@@ -118,9 +118,14 @@ async fn a_steered_pod_is_annotated_once_and_cleared_when_it_leaves() {
     eventually("the annotation is gone", || server.annotation("a", REDIRECTION).is_none()).await;
     assert!(setup.desired.borrow().pods[0].enrolled, "steered until the others have heard of it");
     setup.enrolled(&[]).await;
+    // Before its status says so.
+    setup.server.apply("pods", pod("b", "10.0.0.2", json!({})));
+    setup.enrolled(&["b"]).await;
     setup.report();
+    eventually("the other is annotated", || server.annotation("b", REDIRECTION).is_some()).await;
     let patch = |value: Value| ("a".to_owned(), json!({REDIRECTION: value}));
-    assert_eq!(setup.server.patches(), [patch(json!("enabled")), patch(Value::Null)]);
+    let patches: Vec<_> = setup.server.patches().into_iter().filter(|(pod, _)| pod == "a").collect();
+    assert_eq!(patches, [patch(json!("enabled")), patch(Value::Null)]);
 }
 
 #[tokio::test]
