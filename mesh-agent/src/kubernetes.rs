@@ -21,8 +21,11 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
+use kube::runtime::utils::Backoff as WatchBackoff;
+use mesh_xds::backoff::Backoff;
 use serde::Serialize;
 
 pub use succession::Succession;
@@ -40,6 +43,29 @@ pub struct Cluster {
     pub daemon_set: Option<Arc<str>>,
     /// Key of the taint that keeps pods off a node without an agent, where that is used.
     pub startup_taint: Option<Arc<str>>,
+}
+
+/// The waits of a watch that fails. Not the usual ones, which grow to half a minute, twice where the server has forgotten the version
+/// that the watch went on from: pods that start after the API has come back would run without the mesh for so long. The waits are
+/// random, so that the agents of a big cluster do not all come at once.
+pub(crate) fn watch_backoff() -> impl WatchBackoff {
+    Waits(Backoff::new((Duration::from_millis(250), Duration::from_secs(5)), fastrand::Rng::new()))
+}
+
+struct Waits(Backoff);
+
+impl Iterator for Waits {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.0.delay())
+    }
+}
+
+impl WatchBackoff for Waits {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
 }
 
 /// Something the API must let the agent do.

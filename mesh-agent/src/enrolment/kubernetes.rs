@@ -32,6 +32,7 @@ use tracing::warn;
 use self::marker::Marker;
 use self::translate::Translator;
 use super::{DesiredPods, PodStatuses};
+use crate::kubernetes::watch_backoff;
 use crate::pods::FailureMode;
 
 /// What the agent knows of its place in Kubernetes.
@@ -74,7 +75,7 @@ impl KubernetesSource {
         let here = watcher::Config::default().fields(&format!("spec.nodeName={}", self.settings.node));
 
         let mut pod_events = watch_objects(Api::<Pod>::all(self.client.clone()), here)
-            .default_backoff()
+            .backoff(watch_backoff())
             .modify(forget_unused)
             .reflect(pod_writer)
             .boxed();
@@ -82,7 +83,7 @@ impl KubernetesSource {
             Api::<PartialObjectMeta<Namespace>>::all(self.client.clone()),
             watcher::Config::default(),
         )
-        .default_backoff()
+        .backoff(watch_backoff())
         .modify(|namespace| namespace.managed_fields_mut().clear())
         .reflect(namespace_writer)
         .boxed();

@@ -31,7 +31,7 @@ pub async fn remove_when_serving(cluster: Cluster, mut serving: watch::Receiver<
     }
     let nodes = Api::<Node>::all(cluster.client.clone());
     let this_node = watcher::Config::default().fields(&format!("metadata.name={}", cluster.node));
-    let mut events = watch_objects(nodes.clone(), this_node).default_backoff().boxed();
+    let mut events = watch_objects(nodes.clone(), this_node).backoff(super::watch_backoff()).boxed();
     let mut tainted: Option<Node> = None;
     loop {
         let event = tokio::select! {

@@ -39,7 +39,7 @@ const WATCH_SECONDS: u32 = 290;
 /// One that ends earlier is no reason to begin the next at once.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 /// First and longest wait after failures, at random up to it.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Between looks for a kind that is not there.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A kind that was there must be missing for so long before its objects count as gone: an API server that has just
