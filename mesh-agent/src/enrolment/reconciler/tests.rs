@@ -81,7 +81,7 @@ fn pod(name: &str, address: &str, enrolled: bool) -> Arc<LocalPod> {
 }
 
 fn complete(pods: &[Arc<LocalPod>]) -> DesiredPods {
-    DesiredPods { pods: pods.to_vec(), complete: true, problems: HashMap::new() }
+    DesiredPods { pods: pods.to_vec(), complete: true, ..DesiredPods::default() }
 }
 
 fn setup() -> (Reconciler<Kernel>, Kernel) {
