@@ -112,7 +112,7 @@ fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
     let untouched = world.cluster().lab().host("control")?;
     for sysctl in SYSCTLS {
         let expected = untouched.program("sysctl")?.arg(sysctl).output()?.stdout;
-        note(&["sysctl", sysctl], &|line| line != expected.trim_end())?;
+        note(&["sysctl", sysctl], &|line| line.trim_end() != expected.trim_end())?;
     }
     Ok(traces)
 }
