@@ -23,6 +23,8 @@ pub(crate) fn all() -> Vec<Test> {
     }
     vec![
         test!(Namespace, agents::agents_are_ready_and_find_nothing_wrong),
+        // The one that takes longest begins early.
+        test!(Namespace, around::nothing_reaches_a_pod_around_the_policy),
         test!(Namespace, enrolment::connections_live_on_when_pods_are_enrolled_and_leave),
         test!(Namespace, wire::enrolled_pods_speak_in_tls_between_nodes_only),
         test!(Namespace, services::services_are_reached_by_name_and_by_cluster_ip),
@@ -32,7 +34,6 @@ pub(crate) fn all() -> Vec<Test> {
         test!(Namespace, services::node_ports_are_reached_from_outside),
         test!(Namespace, policies::probes_pass_where_plain_text_is_refused),
         test!(Namespace, policies::a_policy_refuses_and_says_which),
-        test!(Namespace, around::nothing_reaches_a_pod_around_the_policy),
         test!(Namespace, admission::policies_with_a_mistake_are_refused_by_the_api_server),
         test!(Namespace, identity::an_agent_gets_no_identity_of_another_node),
         test!(Namespace, identity::nobody_but_agents_gets_a_certificate),
