@@ -7,6 +7,7 @@
 mod bench;
 mod cli;
 mod contenders;
+mod discovery;
 mod hold;
 mod interrupt;
 mod load;

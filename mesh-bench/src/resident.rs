@@ -21,6 +21,8 @@ pub(crate) struct Resident {
     pub(crate) pss: u64,
     /// What nobody else has.
     pub(crate) private: u64,
+    /// What is not the content of a file: heap, stacks, relocated data. All else the system can read again.
+    pub(crate) anonymous: u64,
 }
 
 impl Resident {
@@ -37,7 +39,7 @@ impl Resident {
             line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
         };
         let private = field("Private_Clean")? + field("Private_Dirty")?;
-        Some(Self { rss: field("Rss")?, pss: field("Pss")?, private })
+        Some(Self { rss: field("Rss")?, pss: field("Pss")?, private, anonymous: field("Anonymous")? })
     }
 
     /// What a process has once it is at rest.
@@ -78,8 +80,9 @@ mod tests {
     #[test]
     fn the_rollup_is_read() {
         let text = "55d0-7ffd ---p 00000000 00:00 0    [rollup]\nRss:                1000 kB\nPss:                 600 kB\n\
-            Pss_Dirty:   1 kB\nPrivate_Clean:        20 kB\nPrivate_Dirty:       300 kB\n";
-        let expected = Resident { rss: 1_024_000, pss: 614_400, private: 327_680 };
+            Pss_Dirty:   1 kB\nPrivate_Clean:        20 kB\nPrivate_Dirty:       300 kB\n\
+            Anonymous:           250 kB\n";
+        let expected = Resident { rss: 1_024_000, pss: 614_400, private: 327_680, anonymous: 256_000 };
         assert_eq!(Resident::parse(text), Some(expected));
         assert_eq!(Resident::parse("Rss: 1 kB\n"), None);
     }
@@ -88,6 +91,7 @@ mod tests {
     fn a_process_has_memory() {
         let own = Resident::of(std::process::id()).unwrap();
         assert!(own.private > 0 && own.private <= own.rss && own.pss <= own.rss, "{own:?}");
+        assert!(own.anonymous > 0 && own.anonymous <= own.rss, "{own:?}");
         assert!(Resident::peak(std::process::id()).unwrap() > 0);
     }
 }

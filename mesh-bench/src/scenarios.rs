@@ -7,6 +7,7 @@ use crate::bench::Bench;
 mod config;
 mod control;
 mod ebpf;
+mod kubernetes;
 mod matchup;
 mod memory;
 mod policy;
@@ -25,7 +26,7 @@ pub(crate) struct Scenario {
 }
 
 /// In the order in which they run.
-pub(crate) const ALL: [Scenario; 9] = [
+pub(crate) const ALL: [Scenario; 10] = [
     Scenario {
         name: "same-node-l4",
         about: "Client and server pod on one node; connections are authorized and counted.",
@@ -65,6 +66,12 @@ pub(crate) const ALL: [Scenario; 9] = [
         name: "control",
         about: "The control server with a thousand connected agents: its memory, and one change pushed to all of them.",
         run: control::run,
+    },
+    Scenario {
+        name: "kubernetes",
+        about: "The control server on a Kubernetes API with ten thousand pods: its memory, its start, and how long a change takes to \
+                reach an agent.",
+        run: kubernetes::run,
     },
     Scenario { name: "ebpf", about: "What each kernel program takes per packet.", run: ebpf::run },
 ];

@@ -7,6 +7,7 @@
 
 mod lab;
 mod manifests;
+mod objects;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use mesh_xds::proto::workload::{
 use mesh_xds::server::StoredResource;
 
 pub(crate) use lab::pod_workload;
+pub(crate) use objects::SlicedPod;
 pub(crate) use server::MeshServer;
 
 /// Workloads of a deployment.

@@ -41,6 +41,8 @@ pub struct Mesh {
     programs: Programs,
     directory: PathBuf,
     control_host: String,
+    /// How to reach the Kubernetes API that the control server reads; without it, manifests.
+    kubeconfig: Option<PathBuf>,
     control_arguments: Vec<String>,
     agent_arguments: Vec<String>,
     /// Where certificates come from; without it, everything is plain text.
@@ -68,6 +70,7 @@ impl Mesh {
             authority: Some(Authority::new(&directory)),
             directory,
             control_host: control.to_owned(),
+            kubeconfig: None,
             control_arguments: Vec::new(),
             agent_arguments: Vec::new(),
             detached: false,
@@ -92,6 +95,13 @@ impl Mesh {
     #[must_use]
     pub fn without_access_log(mut self) -> Self {
         self.access_log = false;
+        self
+    }
+
+    /// Has the control server read the Kubernetes API that this file leads to, instead of manifests.
+    #[must_use]
+    pub fn kubernetes(mut self, kubeconfig: impl Into<PathBuf>) -> Self {
+        self.kubeconfig = Some(kubeconfig.into());
         self
     }
 
@@ -283,10 +293,12 @@ impl Mesh {
             return Err(MeshError::State("the control server runs already".to_owned()));
         }
         let host = self.lab.host(&self.control_host)?;
-        let mut program = host
-            .program(self.programs.path("mesh-control"))?
-            .arg("--manifests")
-            .arg(self.manifests_directory())
+        let program = host.program(self.programs.path("mesh-control"))?;
+        let program = match &self.kubeconfig {
+            Some(kubeconfig) => program.arg("--kubernetes").env("KUBECONFIG", kubeconfig),
+            None => program.arg("--manifests").arg(self.manifests_directory()),
+        };
+        let mut program = program
             .args(["--grpc-address", &any(CONTROL_GRPC), "--http-address", &any(CONTROL_HTTP)])
             .args(&self.control_arguments)
             .log_to(self.directory.join("control.log"));

@@ -1,7 +1,7 @@
 //! What the agent keeps in memory: fresh, with a mesh of many workloads, and for every idle connection.
 //!
-//! User memory only, as `/proc/PID/smaps_rollup` has it; `rss` is all of it, `private` what no other process shares, and
-//! `peak` the most there was on the way, which decides on a container's limit. Megabytes are millions of bytes.
+//! User memory only, as `/proc/PID/smaps_rollup` has it; `rss` is all of it, `private` what no other process shares,
+//! `anonymous` what is not the content of a file, and `peak` the most there was on the way, which decides on a container's limit. Megabytes are millions of bytes.
 
 mod idle;
 
@@ -92,6 +92,8 @@ fn fresh(bench: &mut Bench, round: usize) -> Result<()> {
         round,
         megabytes(resident.private),
     );
+    let metric = Metric::lower("anonymous_fresh_mb", "MB");
+    bench.record(SCENARIO, AGENT, metric, round, megabytes(resident.anonymous));
     Ok(())
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use mesh_control::source::Batch;
+use mesh_control::model::{self, Kind, Resource};
+use mesh_control::source::{Batch, Change};
 use mesh_control::translate::{Mesh, Message, Translator};
 use mesh_xds::proto::Any;
 use mesh_xds::proto::workload::Workload;
 use mesh_xds::server::StoredResource;
+use serde_json::Value;
 
 use super::{Deployment, SyntheticMesh};
 
@@ -62,14 +64,58 @@ fn manifests_lead_to_the_same_resources() {
     let Batch { changes, report, .. } = received.blocking_recv().unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 
+    assert_eq!(served(changes), offered(mesh));
+}
+
+/// So does one that watches a Kubernetes API with the objects, although those say who the endpoints are.
+#[test]
+fn objects_lead_to_the_same_resources() {
+    let mesh = SyntheticMesh::new(450);
+    let read = |object: Value| {
+        let kind = object.get("kind").and_then(Value::as_str).map(str::to_owned);
+        let kind = Kind::ALL.into_iter().find(|known| kind.as_deref() == Some(known.name())).unwrap();
+        let (resource, findings) = model::read(kind, object);
+        assert!(findings.is_empty(), "{findings:?}");
+        resource.unwrap()
+    };
+    let resources: Vec<Resource> = mesh.objects().map(read).collect();
+    let slices = resources.iter().filter(|resource| resource.key().kind == Kind::EndpointSlice).count();
+    assert_eq!(slices, 45 + 12, "one for each family of a service");
+    assert_eq!(served(resources.into_iter().map(Change::Upsert)), offered(mesh));
+}
+
+#[test]
+fn the_first_endpoint_of_its_slice_is_the_pod_that_is_named() {
+    let mesh = SyntheticMesh::new(50);
+    let objects: Vec<Value> = mesh.objects().collect();
+    let text = |object: &Value, field: &str| object.pointer(field).and_then(Value::as_str).map(str::to_owned);
+    for pod in mesh.sliced_pods() {
+        let listing: Vec<_> = objects
+            .iter()
+            .filter(|object| text(object, "/kind").as_deref() == Some("EndpointSlice"))
+            .filter(|slice| slice.to_string().contains(&pod.pod))
+            .map(|slice| (text(slice, "/metadata/name"), text(slice, "/endpoints/0/targetRef/name")))
+            .collect();
+        assert_eq!(listing, [(Some(pod.slice), Some(pod.pod))]);
+    }
+    assert_eq!(mesh.sliced_pods().count(), 3);
+}
+
+/// Names and versions of what a control server makes of resources.
+fn served(changes: impl IntoIterator<Item = Change>) -> BTreeSet<String> {
     let translated = Translator::new(Mesh::default()).apply(changes).upserts;
     let stored = translated.iter().map(|output| {
         let Message::Address(address) = &output.message else { panic!("a policy: {output:?}") };
         let aliases = output.aliases.iter().map(String::as_str);
         StoredResource::with_aliases(&output.name.name, aliases, Any::pack(address.as_ref()))
     });
-    let named = |resource: StoredResource| format!("{} {}", resource.name(), resource.version());
-    let (translated, expected): (BTreeSet<_>, BTreeSet<_>) =
-        (stored.map(named).collect(), mesh.resources().map(named).collect());
-    assert_eq!(translated, expected);
+    stored.map(named).collect()
+}
+
+fn offered(mesh: SyntheticMesh) -> BTreeSet<String> {
+    mesh.resources().map(named).collect()
+}
+
+fn named(resource: StoredResource) -> String {
+    format!("{} {}", resource.name(), resource.version())
 }

@@ -1,24 +1,18 @@
 //! Many agents, as a control server sees them.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_lab::Machine;
-use mesh_xds::proto::Name;
-use mesh_xds::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
-use mesh_xds::proto::security::Authorization;
-use mesh_xds::proto::workload::Address;
-use mesh_xds::transport::Transport;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::ReceiverStream;
+
+use crate::discovery::Stream;
 
 /// Threads of all agents together.
 const THREADS: usize = 2;
-/// Requests on their way: the two that begin a stream, and an answer for each type.
-const REQUESTS: usize = 4;
 
 /// What an agent has to tell.
 #[derive(Debug)]
@@ -99,49 +93,17 @@ impl Drop for Fleet {
     }
 }
 
-/// Holds a stream, as an agent does that knows nothing yet.
-async fn agent(server: SocketAddr, number: usize, told: &Sender<Event>) -> Result<std::convert::Infallible> {
-    let channel = Transport::default().connect(&format!("http://{server}").parse()?).await?;
-    let (requests, outgoing) = tokio::sync::mpsc::channel(REQUESTS);
-    let types = [Authorization::type_url(), Address::type_url()];
-    for type_url in &types {
-        requests.send(subscribe(type_url, number)).await?;
-    }
-    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
-    let mut complete = [false; 2];
+/// Holds a stream, and tells what comes of it.
+async fn agent(server: SocketAddr, number: usize, told: &Sender<Event>) -> Result<Infallible> {
+    let mut stream = Stream::open(server, number).await?;
+    let mut synchronised = false;
     loop {
-        let response = responses.message().await?.context("the server ended the stream")?;
-        let at = Instant::now();
-        let place = types.iter().position(|type_url| *type_url == response.type_url);
-        let complete_type =
-            place.and_then(|place| complete.get_mut(place)).context("an unknown type came")?;
-        let first = !std::mem::replace(complete_type, !response.more);
-        requests.send(acknowledge(&response)).await?;
-        if complete == [true; 2] {
-            ensure!(first || !response.resources.is_empty(), "a response without content");
-            told.send(if first { Event::Synchronised } else { Event::Changed(at) })?;
+        let (response, at) = stream.next().await?;
+        if !stream.is_complete() {
+            continue;
         }
-    }
-}
-
-fn subscribe(type_url: &str, number: usize) -> DeltaDiscoveryRequest {
-    let node = Node::new(
-        format!("ztunnel~10.0.0.1~agent-{number}.mesh-system~mesh-system.svc.cluster.local"),
-        [("NODE_NAME", format!("node-{number}"))],
-    );
-    DeltaDiscoveryRequest {
-        node: Some(node),
-        type_url: type_url.to_owned(),
-        resource_names_subscribe: vec!["*".to_owned()],
-        ..DeltaDiscoveryRequest::default()
-    }
-}
-
-fn acknowledge(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: response.type_url.clone(),
-        response_nonce: response.nonce.clone(),
-        ..DeltaDiscoveryRequest::default()
+        let first = !std::mem::replace(&mut synchronised, true);
+        ensure!(first || !response.resources.is_empty(), "a response without content");
+        told.send(if first { Event::Synchronised } else { Event::Changed(at) })?;
     }
 }
