@@ -74,7 +74,9 @@ fn decide(ctx: &TcContext) -> Option<Outcome> {
         Err(_) => return None,
     };
     let destination = KernelTables.pod(&packet.destination)?;
-    if !destination.may_have_captured() {
+    // A bridge sends to all of its ports what is for nobody it knows: to the others it means nothing.
+    let is_elsewhere = destination.device != 0 && destination.device != index;
+    if !destination.may_have_captured() || is_elsewhere {
         return None;
     }
     if packet.opens() {

@@ -90,6 +90,21 @@ impl NetlinkDevices {
         ports
     }
 
+    /// Makes the node ask who has the addresses of a pod that has just come to a bridge. For a while it would send to the MAC address
+    /// of the pod that had them before; and nobody has that any more, so the bridge would send it to all, in copies without a
+    /// socket, by which the kernel programs cannot tell the kubelet from others.
+    async fn forget_neighbours(&self, pod: &LocalPod, survey: &Survey) {
+        for address in &pod.addresses {
+            let bridge = self.route(*address).await.as_ref().and_then(on_link_device);
+            let Some(bridge) = bridge.filter(|index| survey.kind(*index) == Some(&InfoKind::Bridge)) else {
+                continue;
+            };
+            if let Err(error) = survey::forget(&self.netlink, bridge, *address).await {
+                debug!(%address, %error, "what the node knows of an address cannot be removed");
+            }
+        }
+    }
+
     /// How the node would send to `address`.
     async fn route(&self, address: IpAddr) -> Option<RouteMessage> {
         let query = match address {
@@ -125,6 +140,9 @@ impl Devices for NetlinkDevices {
         for pod in pods {
             let candidates = self.candidates(pod, &survey, &mut found).await;
             if let Some(device) = choose(pod, &candidates, &survey) {
+                if pod.device.is_none() {
+                    self.forget_neighbours(pod, &survey).await;
+                }
                 devices.insert(Arc::clone(&pod.uid), device);
             }
         }

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::Handle;
 use tracing::debug;
 
@@ -120,6 +122,21 @@ impl Tables {
         let mac = self.neighbours.get(&(bridge, address))?;
         self.ports.get(&(bridge, mac.clone())).copied()
     }
+}
+
+/// Removes what the node has learnt of the MAC address of `address`; what somebody has set stays.
+pub(super) async fn forget(netlink: &Handle, device: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let set = [NeighbourState::Permanent, NeighbourState::Noarp];
+    let learnt = |entry: &NeighbourMessage| {
+        entry.header.ifindex == device
+            && destination(entry) == Some(address)
+            && !set.contains(&entry.header.state)
+    };
+    for entry in neighbours(netlink, family).await?.into_iter().filter(learnt) {
+        netlink.neighbours().del(entry).execute().await?;
+    }
+    Ok(())
 }
 
 async fn neighbours(

@@ -90,6 +90,33 @@ fn a_bridged_pod_is_found_before_it_has_sent_anything() {
     });
 }
 
+#[test]
+fn who_had_the_address_of_a_new_pod_before_is_forgotten() {
+    in_namespace_async(async || {
+        shell(BRIDGE);
+        let _pod = attach(3);
+        shell("ip link set pod3 master br0");
+        for (address, state) in [("10.7.0.3", "reachable"), ("fd07::3", "stale"), ("10.7.0.4", "reachable")] {
+            shell(&format!("ip neigh replace {address} lladdr 02:00:00:00:00:99 dev br0 nud {state}"));
+        }
+        let both = ["10.7.0.3".parse().unwrap(), "fd07::3".parse().unwrap()];
+        let new = LocalPod { addresses: both.to_vec(), ..pod("a", "10.7.0.3") };
+        let mut devices = NetlinkDevices::open().unwrap();
+        let device = devices.locate(&[Arc::new(new.clone())]).await.remove("a");
+        assert_eq!(device.as_ref().unwrap().name, "pod3");
+        let known = || shell("ip neigh show dev br0 | grep lladdr | cut -d' ' -f1");
+        assert_eq!(known().trim(), "10.7.0.4");
+
+        // Of a pod that was there before, and what somebody has set.
+        shell("ip neigh replace 10.7.0.3 lladdr 02:00:00:00:00:99 dev br0 nud reachable");
+        devices.locate(&[Arc::new(LocalPod { device, ..new.clone() })]).await;
+        assert!(known().contains("10.7.0.3"));
+        shell("ip neigh replace 10.7.0.3 lladdr 02:00:00:00:00:99 dev br0 nud permanent");
+        devices.locate(&[Arc::new(new)]).await;
+        assert!(known().contains("10.7.0.3"));
+    });
+}
+
 /// Cilium's way: all routes lead to a device that is no pod's.
 #[test]
 fn a_pod_behind_a_common_device_is_found_at_the_other_end_of_its_own() {

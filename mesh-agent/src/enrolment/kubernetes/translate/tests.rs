@@ -127,7 +127,7 @@ fn a_pod_leaves_once_the_others_have_heard_of_it() {
         let next = translator.next_departure().map(|next| next - start);
         (desired.pods[0].enrolled, !desired.leaving.is_empty(), next)
     };
-    assert_eq!(say(true, "ambient", "1", 0 * SECOND), (true, false, None));
+    assert_eq!(say(true, "ambient", "1", Duration::ZERO), (true, false, None));
     // The label goes first, then the annotation, then steering.
     assert_eq!(say(true, "none", "1", 10 * SECOND), (true, true, Some(30 * SECOND)));
     assert_eq!(say(false, "none", "1", 11 * SECOND), (true, true, Some(14 * SECOND)));
