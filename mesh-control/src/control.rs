@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use mesh_xds::proto::Name;
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::Address;
-use mesh_xds::proto::{Any, Name};
 use mesh_xds::server::{DiscoveryServer, ResourceStore, ServerConfig, StoredResource, Transaction};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -20,13 +20,14 @@ use tracing::{error, info};
 
 use crate::admission::Admission;
 use crate::authority::{Authority, CertificateService, Environment, ServingCertificate, WorkloadsWriter};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::serve::grpc::Endpoint;
 use crate::serve::http;
 use crate::settings::{ServerCertificate, Settings, SourceSettings};
 use crate::source::{self, Batch};
 use crate::status::{Content, InKubernetes, Status};
-use crate::translate::{Message, Output, OutputType, Translator};
+use crate::translate::{Output, OutputType, Translator};
 use crate::writers::Writers;
 
 /// Batches a source may be ahead of translation.
@@ -309,11 +310,11 @@ impl Worker {
         }
         let delta = self.translator.apply(batch.changes);
         let mut transaction = Transaction::new();
-        for resource in &delta.upserts {
-            transaction.upsert(&type_url(resource.name.of), stored(resource));
+        for resource in delta.upserts {
+            transaction.upsert(&type_url(resource.name.of), stored(&resource));
         }
         for name in &delta.removals {
-            transaction.remove(&type_url(name.of), name.name.as_str());
+            transaction.remove(&type_url(name.of), &*name.name);
         }
         self.metrics.translated(changes, began.elapsed());
         let applied = self.store.update_noting(transaction, |applied| {
@@ -333,6 +334,9 @@ impl Worker {
             && let Some(complete) = self.complete.take()
         {
             let _ = complete.send(());
+        }
+        if changes >= memory::MANY {
+            memory::give_back();
         }
     }
 
@@ -359,9 +363,5 @@ fn type_url(of: OutputType) -> String {
 
 fn stored(resource: &Output) -> StoredResource {
     let aliases = resource.aliases.iter().map(String::as_str);
-    let body = match &resource.message {
-        Message::Authorization(authorization) => Any::pack(authorization),
-        Message::Address(address) => Any::pack(address.as_ref()),
-    };
-    StoredResource::with_aliases(&resource.name.name, aliases, body)
+    StoredResource::with_aliases(&resource.name.name, aliases, resource.body())
 }

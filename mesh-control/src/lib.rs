@@ -18,6 +18,7 @@ pub mod authority;
 mod conditions;
 pub mod control;
 pub mod leader;
+mod memory;
 pub mod metrics;
 pub mod model;
 mod serve;

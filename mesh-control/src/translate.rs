@@ -19,7 +19,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,12 +29,17 @@ use tracing::warn;
 
 use crate::model::{Kind, ObjectName};
 use crate::source::Change;
+use index::Few;
 pub(crate) use index::Labelled;
 use inputs::Inputs;
+use output::Summary;
 pub use output::{Message, Output, OutputName, OutputType, Served};
 
 /// The usual trust domain. Where a policy names it, whatever trust domain the mesh has is meant.
 const CLUSTER_LOCAL: &str = "cluster.local";
+
+/// What items have been translated to.
+type Fresh = HashMap<Item, Vec<Output>>;
 
 /// What is the same for everything in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,16 +116,24 @@ impl Delta {
     }
 }
 
-/// Keeps the outputs up to date with the inputs.
+/// Keeps the outputs up to date with the inputs. They themselves are not kept: they follow from the inputs.
 #[derive(Debug, Default)]
 pub struct Translator {
     mesh: Mesh,
     inputs: Inputs,
-    /// Who produces a resource of a name, the one that counts first.
-    claims: HashMap<OutputName, BTreeMap<Item, Arc<Output>>>,
+    known: HashMap<OutputName, Known>,
     /// What an item produces.
-    produced: HashMap<Item, Vec<OutputName>>,
+    produced: HashMap<Item, Box<[OutputName]>>,
     served: Served,
+}
+
+/// What is known of a resource of a name.
+#[derive(Debug, Default)]
+struct Known {
+    /// Who produces it, the one that counts first.
+    claims: Few<Item>,
+    /// What it was when it was told last; none while it is not there.
+    told: Option<Summary>,
 }
 
 impl Translator {
@@ -135,17 +148,24 @@ impl Translator {
         for change in changes {
             self.inputs.apply(change, &mut dirty);
         }
-        let mut before = BTreeMap::new();
+        let mut fresh = Fresh::new();
+        let mut touched = BTreeSet::new();
         for item in dirty {
-            self.refresh(item, &mut before);
+            self.refresh(item, &mut fresh, &mut touched);
         }
         let mut delta = Delta::default();
-        for (name, was) in before {
-            let now = self.resource(&name);
-            self.served.replace(was.as_deref(), now.as_deref());
+        for name in touched {
+            let now = self.resource(&name, &mut fresh);
+            let summary = now.as_ref().map(Output::summary);
+            let Some(known) = self.known.get_mut(&name) else { continue };
+            let was = std::mem::replace(&mut known.told, summary);
+            if known.claims.is_empty() {
+                self.known.remove(&name);
+            }
+            self.served.replace(was, summary);
             match (was, now) {
-                (Some(was), Some(now)) if was == now => {}
-                (_, Some(now)) => delta.upserts.push(now),
+                (was, Some(_)) if was == summary => {}
+                (_, Some(now)) => delta.upserts.push(Arc::new(now)),
                 (Some(_), None) => delta.removals.push(name),
                 (None, None) => {}
             }
@@ -163,41 +183,39 @@ impl Translator {
         self.served
     }
 
-    /// The output of this name.
-    fn resource(&self, name: &OutputName) -> Option<Arc<Output>> {
-        self.claims.get(name)?.values().next().cloned()
+    /// The output of this name, by whoever it counts of.
+    fn resource(&self, name: &OutputName, fresh: &mut Fresh) -> Option<Output> {
+        let owner = self.known.get(name)?.claims.iter().next()?;
+        // One that did not change comes to count when the one before it is gone.
+        let outputs = fresh.entry(owner.clone()).or_insert_with(|| self.translate(owner));
+        let place = outputs.iter().rposition(|output| output.name == *name)?;
+        Some(outputs.swap_remove(place))
     }
 
-    /// Translates an item anew, and notes in `before` what its outputs were until now.
-    fn refresh(&mut self, item: Item, before: &mut BTreeMap<OutputName, Option<Arc<Output>>>) {
+    /// Translates an item anew; notes the names of what it produces now, and did until now, as touched.
+    fn refresh(&mut self, item: Item, fresh: &mut Fresh, touched: &mut BTreeSet<OutputName>) {
         for name in self.produced.remove(&item).unwrap_or_default() {
-            before.entry(name.clone()).or_insert_with(|| self.resource(&name));
-            if let Some(claims) = self.claims.get_mut(&name) {
-                claims.remove(&item);
-                if claims.is_empty() {
-                    self.claims.remove(&name);
-                }
+            if let Some(known) = self.known.get_mut(&name) {
+                known.claims.remove(&item);
+            }
+            touched.insert(name);
+        }
+        let outputs = self.translate(&item);
+        if outputs.is_empty() {
+            return;
+        }
+        for output in &outputs {
+            let claims = &mut self.known.entry(output.name.clone()).or_default().claims;
+            claims.insert(item.clone());
+            let mut owners = claims.iter();
+            if let (Some(owner), Some(second)) = (owners.next(), owners.next()) {
+                let name = &*output.name.name;
+                warn!(name, ?owner, ?second, "two resources claim one name: only the first is served");
             }
         }
-        let mut names = Vec::new();
-        for resource in self.translate(&item) {
-            let name = resource.name.clone();
-            before.entry(name.clone()).or_insert_with(|| self.resource(&name));
-            let claims = self.claims.entry(name.clone()).or_default();
-            claims.insert(item.clone(), Arc::new(resource));
-            if let (Some((owner, _)), Some((second, _))) = (claims.iter().next(), claims.iter().nth(1)) {
-                warn!(
-                    name = name.name,
-                    ?owner,
-                    ?second,
-                    "two resources claim one name: only the first is served"
-                );
-            }
-            names.push(name);
-        }
-        if !names.is_empty() {
-            self.produced.insert(item, names);
-        }
+        touched.extend(outputs.iter().map(|output| output.name.clone()));
+        self.produced.insert(item.clone(), outputs.iter().map(|output| output.name.clone()).collect());
+        fresh.insert(item, outputs);
     }
 
     fn translate(&self, item: &Item) -> Vec<Output> {

@@ -7,10 +7,71 @@ use std::sync::Arc;
 
 use crate::model::{Labels, Selector};
 
+/// A set, in order, that mostly has one member: it has no tree then, the smallest of which has room for eleven.
+#[derive(Debug)]
+pub(super) enum Few<V> {
+    One(V),
+    Many(BTreeSet<V>),
+}
+
+impl<V> Default for Few<V> {
+    fn default() -> Self {
+        // Takes no memory.
+        Self::Many(BTreeSet::new())
+    }
+}
+
+impl<V: Ord> Few<V> {
+    pub(super) fn insert(&mut self, value: V) {
+        *self = match std::mem::take(self) {
+            Self::One(known) if known == value => Self::One(known),
+            Self::One(known) => Self::Many(BTreeSet::from([known, value])),
+            Self::Many(known) if known.is_empty() => Self::One(value),
+            Self::Many(mut known) => {
+                known.insert(value);
+                Self::Many(known)
+            }
+        };
+    }
+
+    pub(super) fn remove(&mut self, value: &V) {
+        *self = match std::mem::take(self) {
+            Self::One(known) if known == *value => Self::default(),
+            Self::One(known) => Self::One(known),
+            Self::Many(mut known) => {
+                known.remove(value);
+                match known.len() {
+                    1 => known.pop_first().map_or_else(Self::default, Self::One),
+                    _ => Self::Many(known),
+                }
+            }
+        };
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &V> {
+        let (one, many) = match self {
+            Self::One(value) => (Some(value), None),
+            Self::Many(values) => (None, Some(values)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(values) => values.len(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Any number of values for a key, in order.
 #[derive(Debug)]
 pub(super) struct Index<K, V> {
-    values: HashMap<K, BTreeSet<V>>,
+    values: HashMap<K, Few<V>>,
 }
 
 impl<K, V> Default for Index<K, V> {
@@ -40,14 +101,14 @@ impl<K: Eq + Hash, V: Ord> Index<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.values.get(key).into_iter().flatten()
+        self.values.get(key).into_iter().flat_map(Few::iter)
     }
 
     pub(super) fn len_of<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> usize
     where
         K: Borrow<Q>,
     {
-        self.values.get(key).map_or(0, BTreeSet::len)
+        self.values.get(key).map_or(0, Few::len)
     }
 }
 
@@ -115,5 +176,37 @@ impl<V: Ord> Selecting<V> {
     /// Whoever selects at least one of the labels; the others are for the caller to check.
     pub(super) fn candidates(&self, namespace: &Arc<str>, labels: &Labels) -> impl Iterator<Item = &V> {
         labels.iter().flat_map(move |pair| self.0.of(&label(namespace, pair)).collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_the_same_whether_it_has_a_tree_or_not() {
+        let (mut few, mut set) = (Few::default(), BTreeSet::new());
+        for (insert, value) in [
+            (true, 5),
+            (true, 5),
+            (true, 2),
+            (true, 9),
+            (false, 7),
+            (false, 2),
+            (false, 9),
+            (false, 4),
+            (false, 5),
+        ] {
+            if insert {
+                few.insert(value);
+                set.insert(value);
+            } else {
+                few.remove(&value);
+                set.remove(&value);
+            }
+            assert!(few.iter().eq(&set), "{few:?} {set:?}");
+            assert_eq!((few.len(), few.is_empty()), (set.len(), set.is_empty()));
+            assert_eq!(matches!(few, Few::One(_)), set.len() == 1);
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! What agents get.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use mesh_xds::proto::Any;
 use mesh_xds::proto::security::Authorization;
 use mesh_xds::proto::workload::address::Type;
 use mesh_xds::proto::workload::{Address, NetworkMode, Service, Workload};
@@ -23,7 +27,7 @@ pub struct OutputName {
     /// Its type.
     pub of: OutputType,
     /// `uid` of a workload, `namespace/hostname` of a service, `namespace/name` of a policy.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// The types of resources that agents get.
@@ -49,7 +53,7 @@ impl From<Workload> for Output {
         let own = workload.network_mode() != NetworkMode::HostNetwork;
         let addresses = workload.addresses.iter().filter(|_| own);
         Self {
-            name: OutputName { of: OutputType::Address, name: workload.uid.clone() },
+            name: OutputName { of: OutputType::Address, name: workload.uid.as_str().into() },
             aliases: addresses.filter_map(|address| alias(&workload.network, address)).collect(),
             message: Message::Address(Box::new(Address { r#type: Some(Type::Workload(workload)) })),
         }
@@ -61,7 +65,7 @@ impl From<Service> for Output {
         let addresses = service.addresses.iter();
         let name = format!("{}/{}", service.namespace, service.hostname);
         Self {
-            name: OutputName { of: OutputType::Address, name },
+            name: OutputName { of: OutputType::Address, name: name.into() },
             aliases: addresses.filter_map(|address| alias(&address.network, &address.address)).collect(),
             message: Message::Address(Box::new(Address { r#type: Some(Type::Service(service)) })),
         }
@@ -72,7 +76,7 @@ impl From<Authorization> for Output {
     fn from(policy: Authorization) -> Self {
         let name = format!("{}/{}", policy.namespace, policy.name);
         Self {
-            name: OutputName { of: OutputType::Authorization, name },
+            name: OutputName { of: OutputType::Authorization, name: name.into() },
             aliases: Vec::new(),
             message: Message::Authorization(policy),
         }
@@ -98,24 +102,63 @@ pub struct Served {
     pub authorizations: usize,
 }
 
-impl Served {
-    /// Counts a resource that comes, goes or changes.
-    pub(super) fn replace(&mut self, was: Option<&Output>, now: Option<&Output>) {
-        if let Some(count) = was.and_then(|resource| self.count_of(resource)) {
-            *count -= 1;
-        }
-        if let Some(count) = now.and_then(|resource| self.count_of(resource)) {
-            *count += 1;
+/// What is remembered of a resource that was told: enough to see whether another one says the same. Whoever produced it can
+/// produce it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Summary {
+    class: Class,
+    /// SipHash of the content: two that differ have the same once in 2⁶⁴ times.
+    digest: u64,
+}
+
+/// What is counted apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Workload,
+    Service,
+    Authorization,
+}
+
+impl Output {
+    /// The message as it is sent.
+    pub fn body(&self) -> Any {
+        match &self.message {
+            Message::Authorization(authorization) => Any::pack(authorization),
+            Message::Address(address) => Any::pack(address.as_ref()),
         }
     }
 
-    fn count_of(&mut self, resource: &Output) -> Option<&mut usize> {
-        match &resource.message {
-            Message::Authorization(_) => Some(&mut self.authorizations),
-            Message::Address(address) => match address.r#type.as_ref()? {
-                Type::Workload(_) => Some(&mut self.workloads),
-                Type::Service(_) => Some(&mut self.services),
+    pub(super) fn summary(&self) -> Summary {
+        let class = match &self.message {
+            Message::Authorization(_) => Class::Authorization,
+            Message::Address(address) => match address.r#type {
+                Some(Type::Service(_)) => Class::Service,
+                Some(Type::Workload(_)) | None => Class::Workload,
             },
+        };
+        let mut hasher = DefaultHasher::new();
+        self.aliases.hash(&mut hasher);
+        self.body().hash(&mut hasher);
+        Summary { class, digest: hasher.finish() }
+    }
+}
+
+impl Served {
+    /// Counts a resource that comes, goes or changes.
+    pub(super) fn replace(&mut self, was: Option<Summary>, now: Option<Summary>) {
+        if let Some(was) = was {
+            *self.count_of(was.class) -= 1;
+        }
+        if let Some(now) = now {
+            *self.count_of(now.class) += 1;
+        }
+    }
+
+    fn count_of(&mut self, class: Class) -> &mut usize {
+        match class {
+            Class::Workload => &mut self.workloads,
+            Class::Service => &mut self.services,
+            Class::Authorization => &mut self.authorizations,
         }
     }
 }

@@ -19,7 +19,7 @@ fn translate(manifests: &str) -> Translated {
     assert!(problems.is_empty(), "{problems:?}");
     let delta = translator.apply(resources.into_iter().map(Change::Upsert));
     assert!(delta.removals.is_empty());
-    Translated(delta.upserts.into_iter().map(|resource| (resource.name.name.clone(), resource)).collect())
+    Translated(delta.upserts.into_iter().map(|resource| (resource.name.name.to_string(), resource)).collect())
 }
 
 struct Translated(BTreeMap<String, Arc<Output>>);
@@ -298,11 +298,12 @@ fn a_kubernetes_service_has_its_host_before_any_entry() {
     let resources: BTreeMap<_, _> =
         [entry, SERVICE].iter().flat_map(|text| resources(text).0).map(|it| (it.key(), it)).collect();
     let mut translator = Translator::new(Mesh::default());
-    let name = OutputName { of: OutputType::Address, name: HOST.to_owned() };
-    let owner = |translator: &Translator| match address_of(&translator.resource(&name).unwrap()) {
-        Some(Type::Service(service)) => service.name.clone(),
-        other => panic!("{other:?}"),
-    };
+    let name = OutputName { of: OutputType::Address, name: HOST.into() };
+    let owner =
+        |translator: &Translator| match address_of(&translator.resource(&name, &mut Fresh::new()).unwrap()) {
+            Some(Type::Service(service)) => service.name.clone(),
+            other => panic!("{other:?}"),
+        };
     for resource in resources.values().rev() {
         translator.apply([Change::Upsert(resource.clone())]);
     }

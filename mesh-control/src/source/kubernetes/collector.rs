@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::Event;
 use super::held::Held;
+use crate::memory;
 use crate::source::report::Logged;
 use crate::source::{Batch, BatchSender, Report};
 
@@ -56,6 +57,10 @@ impl Collector {
             }
             if !self.send(noticed).await {
                 return;
+            }
+            if self.held.has_listed_many() {
+                // It takes milliseconds; nobody waits for it.
+                drop(tokio::task::spawn_blocking(memory::give_back));
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Event, Seen};
+use crate::memory;
 use crate::model::findings::Severity;
 use crate::model::{Kind, Resource, ResourceKey};
 use crate::source::report::LAST_GOOD;
@@ -22,6 +23,8 @@ pub(super) struct Held {
     states: BTreeMap<Kind, WatchState>,
     /// Whether the report would be another one.
     news: bool,
+    /// Whether a list of many objects has ended since somebody asked.
+    listed_many: bool,
 }
 
 impl Held {
@@ -34,6 +37,7 @@ impl Held {
             unread: Kind::ALL.into(),
             states: Kind::ALL.map(|kind| (kind, WatchState::Listing)).into(),
             news: true,
+            listed_many: false,
         }
     }
 
@@ -51,6 +55,11 @@ impl Held {
                 self.news = true;
             }
         }
+    }
+
+    /// Whether a list of many objects, which leaves memory to give back, has ended since the last call.
+    pub(super) fn has_listed_many(&mut self) -> bool {
+        std::mem::take(&mut self.listed_many)
     }
 
     /// Number of resources that may have changed since changes were taken.
@@ -125,6 +134,7 @@ impl Held {
 
     fn listed(&mut self, kind: Kind) {
         let seen = self.listing.remove(&kind).unwrap_or_default();
+        self.listed_many |= seen.len() >= memory::MANY;
         let known = self.resources.keys().chain(self.problems.keys());
         let gone: Vec<_> = known.filter(|key| key.kind == kind && !seen.contains(key)).cloned().collect();
         for key in gone {
