@@ -296,7 +296,7 @@ fn a_policy_that_cannot_be_used_denies_what_it_is_for() {
         let (resources, problems) = resources(&format!("{POD}{policy}"));
         let mut translator = Translator::new(Mesh::default());
         let delta = translator.apply(resources.into_iter().map(Change::Upsert));
-        let outputs = delta.upserts.into_iter().map(|output| (output.name.name.clone(), output));
+        let outputs = delta.upserts.into_iter().map(|output| (output.name.name.to_string(), output));
         (Translated(outputs.collect()), problems)
     };
     let refused = |spec: &str| read(&policy("shop", "p", spec));
@@ -348,7 +348,7 @@ fn a_peer_authentication_that_cannot_be_used_counts_as_strict() {
     );
     let mut translator = Translator::new(Mesh::default());
     let delta = translator.apply(resources.into_iter().map(Change::Upsert));
-    let outputs = delta.upserts.into_iter().map(|output| (output.name.name.clone(), output));
+    let outputs = delta.upserts.into_iter().map(|output| (output.name.name.to_string(), output));
     let output = Translated(outputs.collect());
     assert_eq!(output.mutual_tls(UID), settings(mutual_tls::Mode::Strict, &[], "shop/default"));
     assert_eq!(output.named_by(UID), ["shop/converted_peer_authentication_default"]);
