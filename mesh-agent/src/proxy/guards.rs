@@ -34,7 +34,8 @@ pub(super) struct Guards {
 #[derive(Debug)]
 struct Watched {
     subject: Subject,
-    denied: OnceCell<NotAllowed>,
+    /// Boxed: rare, and it takes room.
+    denied: OnceCell<Box<NotAllowed>>,
     changed: Notify,
 }
 
@@ -67,7 +68,7 @@ impl Guards {
                 let Some(Err(denied)) = watched.subject.check(snapshot) else { continue };
                 if denied.may_settle() && !settled {
                     unsettled = true;
-                } else if watched.denied.set(NotAllowed::Denied(denied)).is_ok() {
+                } else if watched.denied.set(Box::new(NotAllowed::Denied(denied))).is_ok() {
                     watched.changed.notify_one();
                 }
             }
@@ -87,7 +88,7 @@ impl Guard {
                 let denied = self.watched.denied.get();
                 let reason = denied.map(ToString::to_string).unwrap_or_default();
                 ConnectionEnd {
-                    flag: denied.map(NotAllowed::flag).unwrap_or_default(),
+                    flag: denied.map(|denied| denied.flag()).unwrap_or_default(),
                     detail: Some(format!("ended by a change of policy: {reason}")),
                 }
             }

@@ -9,7 +9,7 @@ use super::worker::Worker;
 
 /// Takes the connection from its decision to its end. Whatever ends it early drops its sockets, and that resets
 /// them: the client sees a refusal at once.
-pub(super) async fn serve(worker: Rc<Worker>, mut accepted: Box<Accepted>, identified: Box<Identified>) {
+pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>, identified: Box<Identified>) {
     let mut report = Report::new(&worker, &accepted.origin, &identified);
 
     // Route, authorize, connect. Boxed: it takes room that is given back before the relay, which may last for days.
@@ -19,8 +19,9 @@ pub(super) async fn serve(worker: Rc<Worker>, mut accepted: Box<Accepted>, ident
         Err(refused) => return report.refused(&refused),
     };
 
-    // Relay
-    let end = relay_to(&worker, &mut accepted.stream, &mut server).await;
+    // Relay, with no more than that takes
+    let Accepted { mut stream, .. } = *accepted;
+    let end = relay_to(&worker, &mut stream, &mut server).await;
 
     // Report
     report.closed(&end);

@@ -70,7 +70,7 @@ pub(super) async fn relay(
         let (client, server) = (client.tcp(), server.tcp());
         let mut upload = TcpFlow::new(client, server, buffers);
         let mut download = TcpFlow::new(server, client, buffers);
-        let client_gone = pin!(client.ready(Interest::ERROR));
+        let client_gone = || client.ready(Interest::ERROR);
         run(&mut upload, &mut download, client_gone, traffic, lifetime).await
     };
     if matches!(end, RelayEnd::Complete) {
@@ -80,13 +80,13 @@ pub(super) async fn relay(
     end
 }
 
-/// Runs the two directions of a connection until its end. `client_gone` completes when the client broke the
-/// connection: that is only looked at while the client's bytes cannot be passed on, as then nothing is read from it.
-/// All are borrowed: an async function keeps what it is given twice.
-pub(super) async fn run<T>(
+/// Runs the two directions of a connection until its end. `client_gone` makes a future that completes when the client broke
+/// the connection: it is needed only while the client's bytes cannot be passed on, as then nothing is read from it, and
+/// most connections do without. The flows are borrowed: an async function keeps what it is given twice.
+pub(super) async fn run<F: Future>(
     upload: &mut impl Flow,
     download: &mut impl Flow,
-    mut client_gone: Pin<&mut impl Future<Output = T>>,
+    client_gone: impl Fn() -> F,
     traffic: &Traffic,
     lifetime: &Lifetime,
 ) -> RelayEnd {
@@ -97,6 +97,7 @@ pub(super) async fn run<T>(
     // What had moved in all at the last look for a moment of rest.
     let mut rest: Option<u64> = None;
     let turns = Turns::default();
+    let mut watching: Option<Pin<Box<F>>> = None;
     // Set when the client was told that the server has ended.
     let mut dismissed = false;
     // Set when the server takes no more bytes; what it had sent before is still delivered.
@@ -113,8 +114,11 @@ pub(super) async fn run<T>(
                 Poll::Ready(Ok(())) => return Poll::Ready(RelayEnd::Complete),
                 Poll::Ready(Err(Broken::Reader(error))) => return Poll::Ready(RelayEnd::ClientBroke(error)),
                 Poll::Ready(Err(Broken::Writer(error))) => server_broke = Some(error),
-                Poll::Pending if upload.is_blocked() && client_gone.as_mut().poll(cx).is_ready() => {
-                    return Poll::Ready(RelayEnd::ClientBroke(io::ErrorKind::ConnectionReset.into()));
+                Poll::Pending if upload.is_blocked() => {
+                    let gone = watching.get_or_insert_with(|| Box::pin(client_gone()));
+                    if gone.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(RelayEnd::ClientBroke(io::ErrorKind::ConnectionReset.into()));
+                    }
                 }
                 Poll::Pending => {}
             }

@@ -44,8 +44,10 @@ async fn serve_tunnel(
     pod: &Arc<LocalPod>,
 ) -> Result<(), Refused> {
     let credentials = credentials(worker, pod).await?;
-    let connect =
-        |request| worker.spawn(serve_connection(Rc::clone(worker), Arc::clone(pod), origin, request));
+    let connect = |request| {
+        let asked = Box::new(Asked { pod: Arc::clone(pod), origin, request });
+        worker.spawn(serve_connection(Rc::clone(worker), asked));
+    };
     let ended = worker.tunnel_server.serve(stream, &credentials, worker.draining(), connect).await;
     match ended {
         Ok(()) => Ok(()),
@@ -70,30 +72,41 @@ async fn credentials(worker: &Worker, pod: &LocalPod) -> Result<Arc<Credentials>
     })
 }
 
+/// A connection that is asked for. In one place, which is given back before the relay.
+struct Asked {
+    /// The pod that the tunnel leads to.
+    pod: Arc<LocalPod>,
+    /// The ends of the tunnel, then those of the connection.
+    origin: Origin,
+    request: ConnectRequest,
+}
+
 /// Takes one connection of a tunnel to its end.
-async fn serve_connection(worker: Rc<Worker>, pod: Arc<LocalPod>, tunnel: Origin, request: ConnectRequest) {
+async fn serve_connection(worker: Rc<Worker>, mut asked: Box<Asked>) {
     // Identify. The address may have been given to another pod since the tunnel was opened.
     let (snapshot, pods) = (worker.snapshot.load(), worker.pods.load_full());
-    let Some(pod) = pods.by_uid(&pod.uid).filter(|known| known.enrolled).cloned() else {
-        return request.reject(StatusCode::SERVICE_UNAVAILABLE, "the pod of this tunnel left");
+    let Some(pod) = pods.by_uid(&asked.pod.uid).filter(|known| known.enrolled) else {
+        return asked.request.reject(StatusCode::SERVICE_UNAVAILABLE, "the pod of this tunnel left");
     };
-    let peer = Arc::clone(&request.peer);
-    let authority = &request.authority;
+    let peer = Arc::clone(&asked.request.peer);
+    let (tunnel, authority) = (&asked.origin, &asked.request.authority);
     let (decision, destination) =
-        decide_tunnelled(&snapshot, &pod, peer, tunnel.client, tunnel.destination, authority);
-    let origin = Origin::now(tunnel.client, destination, tunnel.arrival);
+        decide_tunnelled(&snapshot, pod, peer, tunnel.client, tunnel.destination, authority);
+    asked.origin = Origin::now(tunnel.client, destination, tunnel.arrival);
     let identified = Box::new(Identified { decision, snapshot, pods });
-    let mut report = Report::new(&worker, &origin, &identified);
+    let mut report = Report::new(&worker, &asked.origin, &identified);
 
     // Authorize, connect. Boxed: it takes room that is given back before the relay, which may last for days.
-    let opening = Box::pin(inbound::open(&worker, &origin, identified, &mut report));
+    let opening = Box::pin(inbound::open(&worker, &asked.origin, identified, &mut report));
     let mut server = match opening.await {
         Ok(server) => server,
         Err(refused) => {
-            request.reject(status(refused.end.flag), refused.end.detail.as_deref().unwrap_or_default());
+            let reason = refused.end.detail.as_deref().unwrap_or_default();
+            asked.request.reject(status(refused.end.flag), reason);
             return report.refused(&refused);
         }
     };
+    let Asked { request, .. } = *asked;
     // A local pod is reached by a socket, never by another tunnel.
     let ServerStream::Tcp(stream) = &mut server.stream else {
         return request.reject(StatusCode::SERVICE_UNAVAILABLE, "the pod is reached by tunnel only");

@@ -8,7 +8,6 @@
 //!   much as was written to the socket.
 
 use std::io::{self, IoSlice};
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -55,10 +54,10 @@ pub(in super::super) async fn relay(
         };
         if client_is_far {
             // A stream is read even while the server takes nothing, which tells if it breaks.
-            let client_gone = pin!(std::future::pending::<()>());
+            let client_gone = std::future::pending::<()>;
             run(&mut inwards, &mut outwards, client_gone, traffic, lifetime).await
         } else {
-            let client_gone = pin!(tcp.ready(Interest::ERROR));
+            let client_gone = || tcp.ready(Interest::ERROR);
             run(&mut outwards, &mut inwards, client_gone, traffic, lifetime).await
         }
     };

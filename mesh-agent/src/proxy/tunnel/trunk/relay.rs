@@ -2,7 +2,6 @@
 //! what is left to do: the other direction, what the socket would not take, and the ends.
 
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -33,11 +32,11 @@ pub(in super::super) async fn relay(
         match far {
             Far::Client => {
                 // A stream is heard of even while the server takes nothing.
-                let client_gone = pin!(std::future::pending::<()>());
+                let client_gone = std::future::pending::<()>;
                 run(&mut inwards, &mut outwards, client_gone, traffic, lifetime).await
             }
             Far::Server => {
-                let client_gone = pin!(socket.ready(Interest::ERROR));
+                let client_gone = || socket.ready(Interest::ERROR);
                 run(&mut outwards, &mut inwards, client_gone, traffic, lifetime).await
             }
         }
