@@ -22,7 +22,6 @@ pub(crate) fn task(workspace: &Workspace) -> Result<()> {
     // The tests come first: they install what the other steps need.
     let mut outcomes = vec![
         run("tests", workspace.cargo().args(["xtask", "test"])),
-        run("tests on a Kubernetes cluster", workspace.cargo().args(["xtask", "cluster", "test"])),
         run("formatting", workspace.cargo().args(["fmt", "--all", "--check"])),
         run(
             "formatting of the kernel programs",
