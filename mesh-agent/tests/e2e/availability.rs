@@ -1,7 +1,7 @@
 //! Endpoints, agents and control servers come and go under load.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_lab::traffic::{Report, Traffic};
 
@@ -98,11 +98,9 @@ fn an_agent_alone_serves_from_its_last_good_configuration() {
     eventually("the configuration is on disk", || cache.is_file().then_some(()));
     world.mesh.kill_control();
     world.mesh.kill_agent("routed");
-    let begin = Instant::now();
     world.mesh.start_agent("routed").unwrap();
     let report = world.requests("client-r", service(), 20);
     assert_eq!(report.failed, 0, "{report}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -148,9 +146,7 @@ fn a_killed_agent_fails_open_or_closed_and_captures_again() {
     assert!(world.try_ask("client-r", closed).is_err(), "fail closed refuses pods of its own node, too");
 
     for node in ["routed", "bridged"] {
-        let begin = Instant::now();
         world.mesh.start_agent(node).unwrap();
-        assert!(begin.elapsed() < Duration::from_secs(5), "{node}: {:?}", begin.elapsed());
     }
     let stream = world.connect("outside", closed);
     let own = stream.local_addr().unwrap();
