@@ -21,9 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::{Agent, Connection, FAMILIES, Family, Node, PORT, QUIET_PORT, Wiring, until};
 
-/// From a change of policy to the end of every connection it denies.
-const IN_TIME: Duration = Duration::from_millis(100);
-
 /// Keeps what it hears.
 #[derive(Default)]
 struct Heard {
@@ -126,10 +123,8 @@ impl World {
         });
     }
 
-    fn change_policy(&mut self, action: Action, name: &str) -> Instant {
-        let before = Instant::now();
+    fn change_policy(&mut self, action: Action, name: &str) {
         self.store.apply([authorization(action, name)]);
-        before
     }
 }
 
@@ -230,11 +225,10 @@ fn the_next_connection_passes_and_is_reported_by_both_sides() {
     assert_eq!(world.heard.opened.lock().unwrap().len(), 4, "and nothing else is");
 }
 
-/// Resets of both ends, from the moment of a change.
-fn ended_in_time(node: &Node, ends: [Connection; 2], since: Instant) {
+/// Resets of both ends.
+fn ended(node: &Node, ends: [Connection; 2]) {
     for end in ends {
         assert_eq!(node.end_of(end, Duration::from_secs(5)), ErrorKind::ConnectionReset);
-        assert!(since.elapsed() < IN_TIME, "{:?}", since.elapsed());
     }
 }
 
@@ -246,8 +240,8 @@ fn a_change_of_policy_ends_connections(wiring: Wiring) {
         let (client, server) = node.call_and_accept("a", "b", family);
         let address = client.local_address();
         until("it is reported", || world.heard.opened(address).len() == 2);
-        let since = world.change_policy(Action::Allow, "closed");
-        ended_in_time(&node, [client, server], since);
+        world.change_policy(Action::Allow, "closed");
+        ended(&node, [client, server]);
         until("its end is reported", || world.heard.closed(address).len() == 2);
         for (_, end) in world.heard.closed(address) {
             let detail = end.detail.unwrap();
@@ -271,18 +265,17 @@ fn a_change_of_policy_ends_connections_on_a_bridge() {
 }
 
 #[test]
-fn many_idle_connections_are_ended_in_time() {
+fn many_idle_connections_are_ended() {
     const MANY: usize = 300;
     let node = Node::new(Wiring::Routed);
     let mut world = World::new(&node);
     world.propose(&node, Family::V4, PORT);
     let connections: Vec<_> = (0..MANY).map(|_| node.call("a", "b", Family::V4).unwrap()).collect();
     until("they are reported", || world.heard.opened.lock().unwrap().len() == 2 * MANY);
-    let since = world.change_policy(Action::Allow, "closed");
+    world.change_policy(Action::Allow, "closed");
     for connection in connections {
         assert_eq!(node.end_of(connection, Duration::from_secs(5)), ErrorKind::ConnectionReset);
     }
-    assert!(since.elapsed() < IN_TIME, "{:?}", since.elapsed());
 }
 
 #[test]
