@@ -91,6 +91,8 @@ fn exchanges_are_those_that_were_answered() {
     const ANSWERS: u64 = 5;
     let outcome = drive(Work::Exchanges, 1, async |listener: TcpListener| {
         let (mut stream, _) = listener.accept().await.unwrap();
+        // Or the second part of an answer waits until the first is acknowledged, 40 ms, which is as long as all of them may take.
+        stream.set_nodelay(true).unwrap();
         assert_eq!(Header::read(&mut stream).await.unwrap(), Header::Exchange);
         // Past the warm-up, during which nothing is counted.
         tokio::time::sleep(Duration::from_millis(40)).await;
