@@ -135,7 +135,13 @@ fn refusal(show: &mut Show, cluster: &Cluster, chart: &Chart) -> Result<()> {
     };
     let asks =
         || cluster.exec(STREET, "stranger", &["wget", "-qO-", "-T", "3", &format!("http://web.{SHOP}/")]);
-    show.expect(asks()?.status.success(), "without a policy, a pod of another namespace gets an answer")?;
+    // It has just started, and is given its certificate now.
+    let answered = cluster.wait_until("the stranger gets an answer", PATIENCE, |_| match asks() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(output.stderr),
+        Err(error) => Err(error.to_string()),
+    });
+    show.expect(answered.is_ok(), "without a policy, a pod of another namespace gets an answer")?;
     show.command(
         "",
         "kubectl apply --filename shop-only.yaml    # principals: [cluster.local/ns/shop/sa/default]",
