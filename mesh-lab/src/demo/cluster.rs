@@ -133,14 +133,21 @@ fn refusal(show: &mut Show, cluster: &Cluster, chart: &Chart) -> Result<()> {
         })
         .to_string()
     };
-    let asks =
-        || cluster.exec(STREET, "stranger", &["wget", "-qO-", "-T", "3", &format!("http://web.{SHOP}/")]);
+    let url = format!("http://web.{SHOP}/");
+    // busybox's wget crashes when it is given a time-out.
+    let asks = || {
+        let command = ["mesh-lab", "traffic", "http", &url, "--requests=1", "--timeout=3"];
+        cluster.exec(STREET, "stranger", &command)
+    };
     // It has just started, and is given its certificate now.
     let answered = cluster.wait_until("the stranger gets an answer", PATIENCE, |_| match asks() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(output.stderr),
         Err(error) => Err(error.to_string()),
     });
+    if let Err(error) = &answered {
+        show.output(&error.to_string());
+    }
     show.expect(answered.is_ok(), "without a policy, a pod of another namespace gets an answer")?;
     show.command(
         "",
