@@ -1,5 +1,6 @@
 //! What the tests of one cluster share: the cluster, the chart, and how servers and clients are made.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -262,6 +263,26 @@ impl Namespace<'_> {
         Ok(self.cluster().get(&[kind, name, "--namespace", &self.name])?)
     }
 
+    /// The addresses of a pod, one of each family.
+    pub(crate) fn pod_addresses(&self, pod: &str) -> Result<Vec<IpAddr>> {
+        let object = self.get("pod", pod)?;
+        of_each_family(&object["status"]["podIPs"], |entry| entry["ip"].as_str())
+            .with_context(|| pod.to_owned())
+    }
+
+    /// The cluster IPs of a service, one of each family.
+    pub(crate) fn cluster_ips(&self, service: &str) -> Result<Vec<IpAddr>> {
+        let object = self.get("service", service)?;
+        of_each_family(&object["spec"]["clusterIPs"], Value::as_str).with_context(|| service.to_owned())
+    }
+
+    /// The port that a service of type NodePort was given.
+    pub(crate) fn node_port(&self, service: &str) -> Result<u16> {
+        let object = self.get("service", service)?;
+        let port = object.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
+        Ok(u16::try_from(port.context("no node port was given")?)?)
+    }
+
     /// A field of an object of this namespace.
     pub(crate) fn field(&self, kind: &str, name: &str, pointer: &str) -> Result<String> {
         let object = self.get(kind, name)?;
@@ -300,6 +321,14 @@ impl Namespace<'_> {
             .filter_map(|pod| Some(pod.pointer("/metadata/name")?.as_str()?.to_owned()))
             .collect())
     }
+}
+
+/// The addresses in a list of an object; there must be two.
+fn of_each_family(list: &Value, address: impl Fn(&Value) -> Option<&str>) -> Result<Vec<IpAddr>> {
+    let entries = list.as_array().into_iter().flatten();
+    let addresses: Vec<IpAddr> = entries.filter_map(|entry| address(entry)?.parse().ok()).collect();
+    ensure!(addresses.len() == 2, "one address of each family was expected, not {list}");
+    Ok(addresses)
 }
 
 impl Drop for Namespace<'_> {

@@ -7,7 +7,7 @@ use mesh_lab::OwnCgroup;
 use mesh_lab::translation::{Masquerade, Translation, Translator, route_services};
 use serde_json::Value;
 
-use crate::world::{PORT, VIPS, World, eventually, same_family, who};
+use crate::world::{DENY_ALL, PORT, STRICT, VIPS, World, eventually, same_family, who};
 
 const NODE_PORT: u16 = 30_080;
 /// Of a pod on its own node: to the kernel the same, but not where NodePorts are.
@@ -16,20 +16,6 @@ const HOST_PORT: u16 = 18_080;
 /// The kubelet's cgroup below that of its node, and how agents are told.
 const KUBELET: &str = "kubelet";
 const KUBELET_KNOWN: &str = "--kubelet-cgroup=kubelet";
-
-const STRICT: &str = "
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: shop}
-spec: {mtls: {mode: STRICT}}
-";
-
-const DENY_ALL: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: nobody, namespace: shop}
-spec: {}
-";
 
 /// Each node with its pods, and who translates there.
 const NODES: [(&str, &str, &str, &str, Translator); 2] = [

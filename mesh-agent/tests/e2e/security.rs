@@ -7,26 +7,10 @@ use std::time::{Duration, Instant};
 use mesh_lab::{Capture, UPLINK};
 use serde_json::Value;
 
-use crate::world::{PATIENCE, VIPS, World, eventually, who};
+use crate::world::{DENY_ALL, PATIENCE, STRICT, VIPS, World, eventually, who};
 
 const HBONE_PORT: u16 = 15008;
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-/// STRICT for namespace `shop`.
-const STRICT: &str = "
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: shop}
-spec: {mtls: {mode: STRICT}}
-";
-
-/// Nobody reaches any pod of `shop`.
-const DENY_ALL: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: nobody, namespace: shop}
-spec: {}
-";
 
 /// The pods `client-*` reach the pods `web-*`, at the usual port.
 const CLIENTS_TO_WEB: &str = "

@@ -21,6 +21,22 @@ pub(crate) const SERVICE_PORT: u16 = 80;
 /// The service `web`, in both families.
 pub(crate) const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
+/// STRICT for namespace `shop`.
+pub(crate) const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+";
+
+/// Nobody reaches any pod of `shop`.
+pub(crate) const DENY_ALL: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: shop}
+spec: {}
+";
+
 /// A routed node, a bridged node, and pods on both: `client-*` and `web-*` of the namespace `shop`, which is
 /// enrolled, and `legacy-*` of the namespace `legacy`, which is not.
 const TOPOLOGY: &str = "

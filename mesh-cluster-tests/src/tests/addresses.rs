@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mesh_lab::cluster::Node;
 use serde_json::json;
 
@@ -33,11 +33,11 @@ pub(super) fn an_address_belongs_to_the_pod_that_has_it_now(world: &World) -> Re
     namespace.client_of_its_own("friend", "node1")?;
     namespace.wait_for_enrolment("friend", true)?;
     namespace.wait_for_requests("the friend gets in", "friend", &target, |report| report.failed == 0)?;
-    let addresses = addresses(&namespace, "friend")?;
+    let addresses = namespace.pod_addresses("friend")?;
 
     hand_over(world, &namespace, "friend", &addresses)?;
     namespace.client_of_its_own("stranger", "node1")?;
-    ensure!(self::addresses(&namespace, "stranger")? == addresses, "the stranger has another address");
+    ensure!(namespace.pod_addresses("stranger")? == addresses, "the stranger has another address");
     namespace.wait_for_enrolment("stranger", true)?;
     let report = namespace.requests("stranger", &target, 5)?;
     ensure!(report.succeeded == 0, "a stranger passes for the friend whose address it has:\n{report}");
@@ -45,7 +45,7 @@ pub(super) fn an_address_belongs_to_the_pod_that_has_it_now(world: &World) -> Re
     // Another that is not in the mesh at all.
     hand_over(world, &namespace, "stranger", &addresses)?;
     outside.client("outsider", Some("node1"))?;
-    ensure!(self::addresses(&outside, "outsider")? == addresses, "the outsider has another address");
+    ensure!(outside.pod_addresses("outsider")? == addresses, "the outsider has another address");
     outside.wait_for_enrolment("outsider", false)?;
     let report = outside.requests("outsider", &target, 5)?;
     ensure!(report.succeeded == 0, "an outsider passes for the friend whose address it has:\n{report}");
@@ -54,7 +54,7 @@ pub(super) fn an_address_belongs_to_the_pod_that_has_it_now(world: &World) -> Re
     hand_over(world, &outside, "outsider", &addresses)?;
     namespace.echo("late", 1, Some("node1"))?;
     let late = namespace.only_pod("late")?;
-    ensure!(self::addresses(&namespace, &late)? == addresses, "the server has another address");
+    ensure!(namespace.pod_addresses(&late)? == addresses, "the server has another address");
     namespace.wait_for_enrolment(&late, true)?;
     namespace.client("client", Some("node2"))?;
     namespace.wait_for_enrolment("client", true)?;
@@ -89,15 +89,4 @@ fn deal_next(node: Node<'_>, range: usize, address: IpAddr) -> Result<()> {
     let script = format!("printf %s {before} > {BOOKS}/last_reserved_ip.{range}");
     node.output(&["sh", "-c", &script])?;
     Ok(())
-}
-
-/// The addresses of a pod, one of each family.
-fn addresses(namespace: &Namespace<'_>, pod: &str) -> Result<Vec<IpAddr>> {
-    let object = namespace.get("pod", pod)?;
-    let addresses = object.pointer("/status/podIPs").and_then(|addresses| addresses.as_array());
-    let addresses = addresses.with_context(|| format!("{pod} has no addresses"))?.iter();
-    let addresses: Vec<IpAddr> =
-        addresses.filter_map(|address| address["ip"].as_str()?.parse().ok()).collect();
-    ensure!(addresses.len() == 2, "{pod} has one address of each family, not {addresses:?}");
-    Ok(addresses)
 }

@@ -147,16 +147,8 @@ fn ways<'a>(world: &World, namespace: &Namespace<'_>, stranger: &'a Namespace<'a
         },
     });
     namespace.apply(service)?;
-    let service = namespace.get("service", "web")?;
-    let node_port = service.pointer("/spec/ports/0/nodePort").and_then(serde_json::Value::as_u64);
-    let node_port = u16::try_from(node_port.context("no node port was given")?)?;
-    let pod = namespace.get("pod", "web")?;
-    let pod_addresses = listed(&pod["status"]["podIPs"], |entry| entry["ip"].as_str());
-    let service_addresses = listed(&service["spec"]["clusterIPs"], |entry| entry.as_str());
-    ensure!(
-        pod_addresses.len() == 2 && service_addresses.len() == 2,
-        "one address of each family: {service}"
-    );
+    let node_port = namespace.node_port("web")?;
+    let (pod_addresses, service_addresses) = (namespace.pod_addresses("web")?, namespace.cluster_ips("web")?);
 
     let mut ways = Vec::new();
     let mut add = |name: String, from: From<'a>, address: IpAddr, port: u16| {
@@ -187,9 +179,4 @@ fn ways<'a>(world: &World, namespace: &Namespace<'_>, stranger: &'a Namespace<'a
         }
     }
     Ok(ways)
-}
-
-/// The addresses in a list of an object.
-fn listed(list: &serde_json::Value, address: impl Fn(&serde_json::Value) -> Option<&str>) -> Vec<IpAddr> {
-    list.as_array().into_iter().flatten().filter_map(|entry| address(entry)?.parse().ok()).collect()
 }

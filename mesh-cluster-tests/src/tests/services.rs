@@ -1,6 +1,6 @@
 //! The kinds of services, for enrolled pods.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -14,14 +14,7 @@ pub(super) fn services_are_reached_by_name_and_by_cluster_ip(world: &World) -> R
     for pod in namespace.pods("web")?.iter().map(String::as_str).chain(["client"]) {
         namespace.wait_for_enrolment(pod, true)?;
     }
-    let service = world.cluster().get(&["service", "web", "--namespace", namespace.name()])?;
-    let addresses: Vec<IpAddr> = service["spec"]["clusterIPs"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|address| address.as_str()?.parse().ok())
-        .collect();
-    ensure!(addresses.len() == 2, "a service has one address of each family: {service}");
+    let addresses = namespace.cluster_ips("web")?;
     let name = namespace.name();
     let names = [format!("web.{name}"), format!("web.{name}.svc.cluster.local"), "web".to_owned()];
     let targets = addresses.iter().map(|address| SocketAddr::new(*address, 80).to_string()).chain(names);
@@ -128,9 +121,7 @@ pub(super) fn node_ports_are_reached_from_outside(world: &World) -> Result<()> {
         },
     });
     namespace.apply(service)?;
-    let service = world.cluster().get(&["service", "outside", "--namespace", namespace.name()])?;
-    let port = service.pointer("/spec/ports/0/nodePort").and_then(serde_json::Value::as_u64);
-    let port = port.context("no node port was given")?;
+    let port = namespace.node_port("outside")?;
     let outside = world.cluster().lab().host("control")?;
     // By way of the server's own node and of another one.
     for node in world.cluster().nodes() {

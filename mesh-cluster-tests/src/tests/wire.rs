@@ -1,8 +1,6 @@
 //! What is on the wire between the nodes.
 
-use std::net::IpAddr;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mesh_lab::Captured;
 
 use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed};
@@ -30,14 +28,7 @@ pub(super) fn enrolled_pods_speak_in_tls_between_nodes_only(world: &World) -> Re
 /// What passes the client's uplink, from or to the server's addresses, while the client sends requests with the secret in it, over
 /// both families.
 fn watched(world: &World, namespace: &Namespace<'_>) -> Result<Captured> {
-    let selector = "--selector=app=web";
-    let pods = world.cluster().get(&["pods", "--namespace", namespace.name(), selector])?;
-    let addresses = pods.pointer("/items/0/status/podIPs").and_then(|addresses| addresses.as_array());
-    let addresses = addresses.context("the server has no addresses")?.iter();
-    let addresses: Vec<IpAddr> =
-        addresses.filter_map(|address| address["ip"].as_str()?.parse().ok()).collect();
-    ensure!(addresses.len() == 2, "the server has one address of each family, not {addresses:?}");
-
+    let addresses = namespace.pod_addresses(&namespace.only_pod("web")?)?;
     let capture = world.cluster().node("node1")?.capture().hosts(addresses.clone()).start()?;
     for address in addresses {
         let address = std::net::SocketAddr::new(address, crate::world::PORT);

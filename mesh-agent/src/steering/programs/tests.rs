@@ -358,6 +358,10 @@ fn the_guard_turns_around_what_has_not_been_decided_about() {
         let known = Config { flags: ConfigFlags::KUBELET_KNOWN, ..bench.maps.config().unwrap() };
         bench.maps.set_config(known).unwrap();
         bench.expect_of_guard(&syn(NODE, CLIENT), Some(Outcome::Around));
+        // What a bridge floods is for the pod behind another device.
+        let elsewhere = Pod { id: 1, flags: ENROLLED, device: DEVICE + 1, rules: 0 };
+        bench.maps.set_pod(&Address::from(IpAddr::from(CLIENT)), elsewhere).unwrap();
+        bench.expect_of_guard(&syn(NODE, CLIENT), None);
 
         drop(listeners);
         let flags = ENROLLED.with(PodFlags::FAIL_CLOSED, true);
