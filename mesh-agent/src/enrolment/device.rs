@@ -14,7 +14,7 @@
 mod peers;
 mod survey;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,49 +59,43 @@ impl NetlinkDevices {
         Ok(Self { netlink, peers: Peers::open()?, changes })
     }
 
-    /// The devices that `pod` may be behind: those its routes name or, where they name none, those that its addresses are
+    /// Where `pod` may be: behind the devices that its routes name or, where they name none, those that its addresses are
     /// found at by other means.
-    async fn candidates(&self, pod: &LocalPod, survey: &Survey, found: &mut Found) -> BTreeSet<u32> {
-        let mut bridges = Vec::new();
+    async fn candidates(&self, pod: &LocalPod, survey: &Survey, found: &mut Found) -> Candidates {
+        let mut bridged = Vec::new();
         for address in &pod.addresses {
             let Some(index) = self.route(*address).await.as_ref().and_then(on_link_device) else { continue };
             if survey.leads_elsewhere(index) {
-                return BTreeSet::from([index]);
+                return Candidates { devices: BTreeSet::from([index]), bridged: Vec::new() };
             }
             if survey.kind(index) == Some(&InfoKind::Bridge) {
-                bridges.push((index, *address));
+                bridged.push((index, *address));
             }
         }
         let peers = found.peers(&self.peers, survey).await;
         let ends: BTreeSet<u32> = pod.addresses.iter().flat_map(|address| peers.at(*address)).collect();
-        if !ends.is_empty() || bridges.is_empty() {
-            return ends;
+        if !ends.is_empty() || bridged.is_empty() {
+            return Candidates { devices: ends, bridged };
         }
         let silent: BTreeSet<u32> =
             survey.ends().map(|end| end.device).filter(|device| !peers.has_any(*device)).collect();
         let tables = found.tables(&self.netlink, survey).await;
         let mut ports = BTreeSet::new();
-        for (bridge, address) in bridges {
-            match tables.port(bridge, address) {
+        for (bridge, address) in &bridged {
+            match tables.port(*bridge, *address) {
                 Some(port) => ports.extend(Some(port).filter(|port| silent.contains(port))),
-                None => provoke(address),
+                None => provoke(*address),
             }
         }
-        ports
+        Candidates { devices: ports, bridged }
     }
 
-    /// Makes the node ask who has the addresses of a pod that has just come to a bridge. For a while it would send to the MAC address
+    /// Makes the node ask who has the addresses of pods that have just come to a bridge. For a while it would send to the MAC address
     /// of the pod that had them before; and nobody has that any more, so the bridge would send it to all, in copies without a
     /// socket, by which the kernel programs cannot tell the kubelet from others.
-    async fn forget_neighbours(&self, pod: &LocalPod, survey: &Survey) {
-        for address in &pod.addresses {
-            let bridge = self.route(*address).await.as_ref().and_then(on_link_device);
-            let Some(bridge) = bridge.filter(|index| survey.kind(*index) == Some(&InfoKind::Bridge)) else {
-                continue;
-            };
-            if let Err(error) = survey::forget(&self.netlink, bridge, *address).await {
-                debug!(%address, %error, "what the node knows of an address cannot be removed");
-            }
+    async fn forget_neighbours(&self, bridged: &HashSet<(u32, IpAddr)>) {
+        if let Err(error) = survey::forget(&self.netlink, bridged).await {
+            debug!(?bridged, %error, "what the node knows of addresses cannot be removed");
         }
     }
 
@@ -137,15 +131,17 @@ impl Devices for NetlinkDevices {
             }
         };
         let mut found = Found::default();
+        let mut come_to_bridges = HashSet::new();
         for pod in pods {
             let candidates = self.candidates(pod, &survey, &mut found).await;
-            if let Some(device) = choose(pod, &candidates, &survey) {
+            if let Some(device) = choose(pod, &candidates.devices, &survey) {
                 if pod.device.is_none() {
-                    self.forget_neighbours(pod, &survey).await;
+                    come_to_bridges.extend(candidates.bridged);
                 }
                 devices.insert(Arc::clone(&pod.uid), device);
             }
         }
+        self.forget_neighbours(&come_to_bridges).await;
         devices
     }
 
@@ -157,6 +153,13 @@ impl Devices for NetlinkDevices {
         sleep(SETTLING).await;
         while self.changes.try_recv().is_ok() {}
     }
+}
+
+/// Where a pod may be.
+struct Candidates {
+    devices: BTreeSet<u32>,
+    /// Those of its addresses that are routed to a bridge, with the bridge.
+    bridged: Vec<(u32, IpAddr)>,
 }
 
 /// The only candidate; of several, or for want of any, the device that the pod had already and that is still there:

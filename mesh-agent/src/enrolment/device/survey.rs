@@ -1,6 +1,6 @@
 //! The node's devices at one moment, and the tables of its bridges.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use futures::TryStreamExt;
@@ -124,17 +124,26 @@ impl Tables {
     }
 }
 
-/// Removes what the node has learnt of the MAC address of `address`; what somebody has set stays.
-pub(super) async fn forget(netlink: &Handle, device: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+/// Removes what the node has learnt of the MAC addresses of `addresses`, each at a device; what somebody has set stays.
+pub(super) async fn forget(
+    netlink: &Handle,
+    addresses: &HashSet<(u32, IpAddr)>,
+) -> Result<(), rtnetlink::Error> {
     let set = [NeighbourState::Permanent, NeighbourState::Noarp];
-    let learnt = |entry: &NeighbourMessage| {
-        entry.header.ifindex == device
-            && destination(entry) == Some(address)
-            && !set.contains(&entry.header.state)
-    };
-    for entry in neighbours(netlink, family).await?.into_iter().filter(learnt) {
-        netlink.neighbours().del(entry).execute().await?;
+    for (family, is_of_family) in [
+        (AddressFamily::Inet, IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
+        (AddressFamily::Inet6, IpAddr::is_ipv6),
+    ] {
+        if !addresses.iter().any(|(_, address)| is_of_family(address)) {
+            continue;
+        }
+        let learnt = |entry: &NeighbourMessage| {
+            let place = destination(entry).map(|address| (entry.header.ifindex, address));
+            place.is_some_and(|place| addresses.contains(&place)) && !set.contains(&entry.header.state)
+        };
+        for entry in neighbours(netlink, family).await?.into_iter().filter(learnt) {
+            netlink.neighbours().del(entry).execute().await?;
+        }
     }
     Ok(())
 }
