@@ -2,16 +2,20 @@
 //!
 //! Only connecting is tried again, never anything after it: no byte of the client was passed on yet, so nothing can
 //! happen twice.
+//!
+//! Where nothing listens at the port of tunnels, the same endpoints are tried again for a moment (`joining_time` in
+//! [`TunnelSettings`](super::tunnel::TunnelSettings)): everybody knows a pod that joins the mesh by its label, and its own
+//! agent may still be about to steer it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use mesh_xds::identity::Identity;
 use thiserror::Error;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use super::authorize::{NotAllowed, authorize};
 use super::balance::{self, Tried};
@@ -20,11 +24,14 @@ use super::decision::{Target, TunnelPath, Upstream};
 use super::guards::Guard;
 use super::limits::{LimitReached, Permit};
 use super::socket::{self, Source, Stream};
-use super::tunnel::{TunnelError, TunnelRoute, TunnelStream, baggage};
+use super::tunnel::{TunnelError, TunnelFailure, TunnelRoute, TunnelStream, baggage};
 use super::worker::Worker;
 use crate::config::{ActiveConnection, Endpoint, ServiceEntry};
 use crate::identity::NoCredentials;
 use crate::telemetry::{ConnectFailure, ConnectionEnd, Incident, ResponseFlag};
+
+/// Time before endpoints whose agents do not listen yet are tried again; doubles from then on.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// An open connection to an upstream.
 pub(super) struct Dialled {
@@ -102,6 +109,14 @@ impl AttemptError {
     }
 }
 
+impl DialError {
+    /// Whether the last endpoint takes tunnels, but nothing listened for them.
+    fn is_without_agent(&self) -> bool {
+        let Some((_, AttemptError::Tunnel(error))) = &self.last else { return false };
+        error.cause.connect_failure() == Some(ConnectFailure::Refused)
+    }
+}
+
 impl From<NoCredentials> for AttemptError {
     fn from(reason: NoCredentials) -> Self {
         Self::NoIdentity(reason.to_string().into())
@@ -151,14 +166,34 @@ pub(super) async fn dial(
     identified: &Identified,
     target: &Target,
 ) -> Result<Dialled, DialError> {
+    let started = Instant::now();
     let dialling =
-        Dialling { worker, origin, identified, deadline: Instant::now() + worker.settings.connect_timeout };
-    match target {
-        Target::Single(upstream) => dialling
-            .attempt(upstream.clone(), dialling.deadline, 1)
-            .await
-            .map_err(|last| DialError { attempts: 1, last: Some(last) }),
-        Target::Service { entry, .. } | Target::Waypoint { entry, .. } => dialling.dial_service(entry).await,
+        Dialling { worker, origin, identified, deadline: started + worker.settings.connect_timeout };
+    let patience = dialling.deadline.min(started + worker.settings.tunnel.joining_time);
+    let (mut attempts, mut pause) = (0_u32, FIRST_PAUSE);
+    loop {
+        let outcome = match target {
+            Target::Single(upstream) => dialling
+                .attempt(upstream.clone(), dialling.deadline, 1)
+                .await
+                .map_err(|last| DialError { attempts: 1, last: Some(last) }),
+            Target::Service { entry, .. } | Target::Waypoint { entry, .. } => {
+                dialling.dial_service(entry).await
+            }
+        };
+        match outcome {
+            Ok(dialled) => {
+                return Ok(Dialled { attempts: attempts.saturating_add(dialled.attempts), ..dialled });
+            }
+            Err(failed) => {
+                attempts = attempts.saturating_add(failed.attempts);
+                if !failed.is_without_agent() || Instant::now() + pause >= patience {
+                    return Err(DialError { attempts, ..failed });
+                }
+            }
+        }
+        sleep(pause).await;
+        pause *= 2;
     }
 }
 
@@ -315,8 +350,11 @@ impl Dialling<'_> {
             baggage: decision.source.as_deref().map(baggage),
             trace_parent: None,
         };
-        let tunnel = worker.tunnels.open(&route, deadline).await?;
-        Ok(tunnel)
+        let outcome = worker.tunnels.open(&route, deadline).await;
+        if let Err(TunnelError { cause: TunnelFailure::Connect(error), .. }) = &outcome {
+            worker.observer.incident(Incident::ConnectFailure(ConnectFailure::from(&**error)));
+        }
+        Ok(outcome?)
     }
 }
 

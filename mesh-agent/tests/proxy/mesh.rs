@@ -14,17 +14,22 @@ use mesh_agent::config::{
     Change, LoadBalancing, LocalNode, NetworkAddress, PortMapping, Service, ServiceName, ServicePort, Store,
     TunnelProtocol, Workload,
 };
-use mesh_agent::identity::{Identities, SystemClock, Trust};
+use mesh_agent::identity::{Credentials, Identities, Identity, RootSource, SystemClock, Trust};
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
 use mesh_agent::proxy::{Marks, Proxy, ProxyInputs, ProxySettings};
 use mesh_agent::telemetry::{
     ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, ResponseFlag,
 };
+use mesh_lab::certificates::{Authority, Leaf};
 use nix::sched::{CloneFlags, unshare};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use socket2::{Domain, Socket, Type};
 
 /// Mark of client sockets that a policy route brings to the proxy whatever their destination.
 const STEERED: u32 = 0x77;
+
+const TRUST_DOMAIN: &str = "cluster.local";
 
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -157,7 +162,8 @@ pub fn settings() -> ProxySettings {
 impl Mesh {
     /// A proxy with one enrolled pod, `client` at 10.1.0.1 and fd00::1.
     pub fn start(settings: ProxySettings) -> Self {
-        let store = Store::new(LocalNode { name: "n1".into(), ..LocalNode::default() });
+        let node = LocalNode { name: "n1".into(), trust_domain: TRUST_DOMAIN.into(), ..LocalNode::default() };
+        let store = Store::new(node);
         let pods = Arc::new(ArcSwap::from_pointee(LocalPods::default()));
         let recorder = Arc::new(Recorder::default());
         let inputs = ProxyInputs {
@@ -165,7 +171,7 @@ impl Mesh {
             pods: Arc::clone(&pods),
             connect_time: Arc::default(),
             passage: mesh_agent::passage::proposals(false).0,
-            identities: Identities::fixed(Trust::new([], Arc::new(SystemClock)), []),
+            identities: identities(),
             observer: Arc::clone(&recorder) as Arc<dyn ConnectionObserver>,
         };
         let proxy = Proxy::start(settings, inputs).unwrap();
@@ -190,6 +196,13 @@ impl Mesh {
         services: &[(&str, u16, u16)],
     ) {
         self.store.apply([Change::Workload(Arc::new(workload(name, addresses, node, services)))]);
+    }
+
+    /// Adds a workload of another node that takes tunnels.
+    pub fn add_tunnelled_workload(&mut self, name: &str, addresses: &[&str], services: &[(&str, u16, u16)]) {
+        let mut workload = workload(name, addresses, "n2", services);
+        Arc::make_mut(&mut workload.template).tunnel = TunnelProtocol::Hbone;
+        self.store.apply([Change::Workload(Arc::new(workload))]);
     }
 
     /// Adds a workload that is an enrolled pod of this node.
@@ -231,6 +244,18 @@ impl Mesh {
     }
 }
 
+/// Those of the pods of this node: all of them have one service account.
+fn identities() -> Identities {
+    let authority = Authority::root("mesh").unwrap();
+    let root = CertificateDer::from_pem_slice(authority.root_pem().as_bytes()).unwrap();
+    let trust = Trust::new([TRUST_DOMAIN.into()], Arc::new(SystemClock));
+    trust.set_roots(RootSource::File, [root]).unwrap();
+    let leaf = Leaf::workload(Identity::new(TRUST_DOMAIN, "shop", "default"));
+    let issued = authority.issue(&leaf).unwrap();
+    let credentials = Credentials::from_pem(&issued.chain, &issued.key, &trust).unwrap();
+    Identities::fixed(trust, [Arc::new(credentials)])
+}
+
 fn uid(name: &str) -> String {
     format!("c//Pod/shop/{name}")
 }
@@ -256,7 +281,7 @@ fn workload(name: &str, addresses: &[&str], node: &str, services: &[(&str, u16, 
         template: Arc::new(mesh_agent::config::Template {
             namespace: "shop".into(),
             service_account: "default".into(),
-            trust_domain: "cluster.local".into(),
+            trust_domain: TRUST_DOMAIN.into(),
             hostname: "".into(),
             network: "".into(),
             cluster: "c".into(),

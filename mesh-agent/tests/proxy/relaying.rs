@@ -155,9 +155,10 @@ fn draining_is_over_when_the_last_connection_is() {
     on_a_node(|| {
         let mesh = mesh_with(Server::echo("10.2.0.1"), settings());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let started = std::time::Instant::now();
-        let drained = runtime.block_on(mesh.proxy.drain(Duration::from_secs(60)));
+        let drained = runtime.block_on(async {
+            let draining = mesh.proxy.drain(Duration::from_secs(3600));
+            tokio::time::timeout(PATIENCE, draining).await.expect("there is nothing to wait for")
+        });
         assert_eq!(drained.cut, 0);
-        assert!(started.elapsed() < Duration::from_secs(10));
     });
 }

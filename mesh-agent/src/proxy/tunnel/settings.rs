@@ -28,6 +28,9 @@ pub struct TunnelSettings {
     /// Time for TCP, TLS and HTTP/2 to be set up, on either side. Whoever takes longer is not there, or does it on
     /// purpose.
     pub handshake_timeout: Duration,
+    /// How long an endpoint is asked again at whose port of tunnels nothing listens, by the connection that is refused. A second: an
+    /// agent takes milliseconds to steer a pod that joins, and clients of one that is gone should not wait for long.
+    pub joining_time: Duration,
     /// A tunnel without streams is closed after this time. A minute: as long as a burst of requests is likely to
     /// come back.
     pub idle_timeout: Duration,
@@ -56,6 +59,7 @@ impl Default for TunnelSettings {
         Self {
             trunks: true,
             handshake_timeout: Duration::from_secs(5),
+            joining_time: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(60),
             idle_grace: Duration::from_secs(30),
             ping_interval: Duration::from_secs(10),
