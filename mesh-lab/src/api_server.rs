@@ -3,7 +3,7 @@
 //! Objects are changed through it (`apply`, `delete`) or by requests. Lists come in pages and are of one version; watches
 //! go on from a version, with bookmarks, and are answered with 410 when that is too old; writes need the version that was
 //! read. It can be away, forget the past, and learn of custom kinds while it runs. What it was asked is remembered, so
-//! that a test can compare it with what a role allows.
+//! that a test can compare it with what a role allows, and it can be told to forbid it.
 //!
 //! Whom a request comes from is not looked at, and nothing is validated or defaulted.
 
@@ -18,6 +18,7 @@ mod http;
 )]
 mod state;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -115,6 +116,21 @@ impl ApiServer {
         self.change(|state| state.write_errors.push(status));
     }
 
+    /// Answers such requests with 403, named as [`asked`](Self::asked) names them; a SelfSubjectAccessReview says the same.
+    pub fn forbid(&self, what: &str) {
+        self.change(|state| state.forbidden.insert(what.to_owned()));
+    }
+
+    /// No longer.
+    pub fn permit(&self, what: &str) {
+        self.change(|state| state.forbidden.remove(what));
+    }
+
+    /// Sends lists in pages of this many items, whatever the client would take.
+    pub fn set_page(&self, items: usize) {
+        self.change(|state| state.page = items);
+    }
+
     /// What a TokenReview says of a token; of others it says that they are not authentic.
     pub fn set_review(&self, token: &str, status: Value) {
         self.change(|state| state.reviews.insert(token.to_owned(), status));
@@ -123,6 +139,11 @@ impl ApiServer {
     /// What was asked since the start, in order.
     pub fn answered(&self) -> Vec<Answered> {
         self.state().answered.clone()
+    }
+
+    /// Kinds of requests since the start, as `verb resource` or `verb resource.group`.
+    pub fn asked(&self) -> BTreeSet<String> {
+        self.state().answered.iter().map(Answered::right).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

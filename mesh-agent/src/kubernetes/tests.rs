@@ -1,13 +1,12 @@
 //! Against a Kubernetes API on loopback.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
+use mesh_lab::api_server::ApiServer;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use super::testing::ApiServer;
+use super::testing::{api_server, eventually};
 use super::*;
 use crate::admin::api::{Check, CheckStatus};
 use crate::enrolment::kubernetes::{KubernetesSettings, KubernetesSource};
@@ -16,8 +15,8 @@ use crate::pods::FailureMode;
 
 const TAINT: &str = "mesh-agent/not-ready";
 
-async fn cluster() -> (ApiServer, Cluster) {
-    let (server, client) = ApiServer::start().await;
+fn cluster() -> (ApiServer, Cluster) {
+    let (server, client) = api_server();
     let cluster = Cluster {
         client,
         node: "one".into(),
@@ -30,11 +29,14 @@ async fn cluster() -> (ApiServer, Cluster) {
 
 fn node(taints: &[&str], labels: Value) -> Value {
     let taints: Vec<_> = taints.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
-    json!({"metadata": {"name": "one", "labels": labels}, "spec": {"taints": taints}})
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "one", "labels": labels}, "spec": {"taints": taints},
+    })
 }
 
 fn daemon_set(metadata: Value, selector: Value) -> Value {
     let mut set = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
         "metadata": {"name": "mesh-agent", "namespace": "mesh-system"},
         "spec": {"selector": {}, "template": {"spec": {"containers": [], "nodeSelector": selector}}},
     });
@@ -42,17 +44,8 @@ fn daemon_set(metadata: Value, selector: Value) -> Value {
     set
 }
 
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let poll = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(Duration::from_secs(20), poll).await.is_ok(), "{what}");
-}
-
 fn taints(server: &ApiServer) -> Vec<String> {
-    let node = server.object("nodes", "one").unwrap();
+    let node = server.object("Node", "", "one").unwrap();
     node["spec"]["taints"]
         .as_array()
         .unwrap()
@@ -63,18 +56,18 @@ fn taints(server: &ApiServer) -> Vec<String> {
 
 #[tokio::test]
 async fn the_startup_taint_goes_once_the_agent_serves_and_whenever_it_comes_back() {
-    let (server, cluster) = cluster().await;
-    server.apply("nodes", node(&["gpu", TAINT], json!({})));
+    let (server, cluster) = cluster();
+    server.apply(node(&["gpu", TAINT], json!({})));
     let (serving, serves) = watch::channel(false);
     tokio::spawn(taint::remove_when_serving(cluster, serves));
-    server.apply("nodes", node(&["gpu", TAINT, "other"], json!({})));
+    server.apply(node(&["gpu", TAINT, "other"], json!({})));
     assert_eq!(server.asked(), BTreeSet::new(), "nothing is asked before");
     serving.send_replace(true);
     eventually("the taint is removed, and no other", || taints(&server) == ["gpu", "other"]).await;
 
     // A node that was made anew, while the API refuses for a while.
     server.forbid("patch nodes");
-    server.apply("nodes", node(&[TAINT], json!({})));
+    server.apply(node(&[TAINT], json!({})));
     eventually("it is tried", || server.asked().contains("patch nodes")).await;
     server.permit("patch nodes");
     eventually("the taint is removed again", || taints(&server).is_empty()).await;
@@ -82,19 +75,19 @@ async fn the_startup_taint_goes_once_the_agent_serves_and_whenever_it_comes_back
 
 #[tokio::test]
 async fn another_agent_follows_as_long_as_the_daemon_set_wants_one_here() {
-    let (server, cluster) = cluster().await;
+    let (server, cluster) = cluster();
     let follows = async || matches!(succession::ask(&cluster).await, Succession::Follows(_));
-    server.apply("nodes", node(&[], json!({"mesh": "yes"})));
+    server.apply(node(&[], json!({"mesh": "yes"})));
     assert!(!follows().await, "no DaemonSet");
-    server.apply("daemonsets", daemon_set(json!({}), json!({})));
+    server.apply(daemon_set(json!({}), json!({})));
     assert!(follows().await);
-    server.apply("daemonsets", daemon_set(json!({}), json!({"mesh": "yes"})));
+    server.apply(daemon_set(json!({}), json!({"mesh": "yes"})));
     assert!(follows().await);
-    server.apply("daemonsets", daemon_set(json!({}), json!({"mesh": "no"})));
+    server.apply(daemon_set(json!({}), json!({"mesh": "no"})));
     assert!(!follows().await, "for other nodes");
-    server.apply("daemonsets", daemon_set(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})));
+    server.apply(daemon_set(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})));
     assert!(!follows().await, "being deleted");
-    server.apply("daemonsets", daemon_set(json!({}), json!({})));
+    server.apply(daemon_set(json!({}), json!({})));
     server.set_away(true);
     assert!(follows().await, "nobody says that it is gone");
     server.set_away(false);
@@ -104,7 +97,7 @@ async fn another_agent_follows_as_long_as_the_daemon_set_wants_one_here() {
 
 #[tokio::test]
 async fn checks_say_what_is_missing_and_what_for() {
-    let (server, cluster) = cluster().await;
+    let (server, cluster) = cluster();
     let found = async || {
         let checks = checks::check(&cluster).await;
         checks
@@ -112,12 +105,12 @@ async fn checks_say_what_is_missing_and_what_for() {
             .map(|Check { name, status, detail, .. }| (name, status, detail))
             .collect::<Vec<_>>()
     };
-    server.apply("nodes", node(&[], json!({})));
+    server.apply(node(&[], json!({})));
     let checks = found().await;
     assert!(checks.iter().all(|(_, status, _)| *status == CheckStatus::Ok), "{checks:?}");
     assert_eq!(checks[0].2, "v1.34.4");
 
-    server.apply("nodes", node(&[TAINT], json!({})));
+    server.apply(node(&[TAINT], json!({})));
     server.forbid("patch nodes");
     server.forbid("get daemonsets.apps");
     let checks = found().await;
@@ -128,14 +121,17 @@ async fn checks_say_what_is_missing_and_what_for() {
     );
     assert!(checks[2].2.contains(TAINT), "{checks:?}");
 
-    let tunnel =
-        json!({"metadata": {"name": "ztunnel-x", "namespace": "istio-system", "labels": {"app": "ztunnel"}}});
-    server.apply("pods", tunnel);
+    let tunnel = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "ztunnel-x", "namespace": "istio-system", "labels": {"app": "ztunnel"}},
+        "spec": {"containers": [], "nodeName": "one"},
+    });
+    server.apply(tunnel);
     let others = found().await.into_iter().find(|(name, ..)| name == "other meshes").unwrap();
     assert_eq!(others.1, CheckStatus::Warn);
     assert!(others.2.contains("ztunnel"), "{others:?}");
 
-    server.delete("nodes", "one");
+    server.delete("Node", "", "one");
     assert_eq!(found().await[2].1, CheckStatus::Fail);
     server.set_away(true);
     assert!(matches!(&found().await[..], [(_, CheckStatus::Fail, _)]));
@@ -144,13 +140,13 @@ async fn checks_say_what_is_missing_and_what_for() {
 /// A whole life of it. That the chart grants the same is tested with the chart.
 #[tokio::test]
 async fn what_is_asked_of_the_api_is_what_is_listed() {
-    let (server, cluster) = cluster().await;
-    server.apply(
-        "namespaces",
-        json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}),
-    );
-    server.apply("nodes", node(&[TAINT], json!({})));
-    server.apply("daemonsets", daemon_set(json!({}), json!({})));
+    let (server, cluster) = cluster();
+    server.apply(json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}},
+    }));
+    server.apply(node(&[TAINT], json!({})));
+    server.apply(daemon_set(json!({}), json!({})));
     let statuses = watch::Sender::default();
     let settings =
         KubernetesSettings { node: "one".into(), cluster: "c".into(), failure_mode: FailureMode::Open };
@@ -158,14 +154,12 @@ async fn what_is_asked_of_the_api_is_what_is_listed() {
         KubernetesSource::new(cluster.client.clone(), settings, DesiredPods::default(), statuses.subscribe());
     let (desired, mut pods) = watch::channel(DesiredPods::default());
     tokio::spawn(PodSource::Kubernetes(Box::new(source)).run(desired));
-    server.apply(
-        "pods",
-        json!({
-            "metadata": {"name": "a", "namespace": "shop", "uid": "u", "annotations": {}},
-            "spec": {"containers": [], "nodeName": "one"},
-            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
-        }),
-    );
+    server.apply(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "a", "namespace": "shop", "uid": "u", "annotations": {}},
+        "spec": {"containers": [], "nodeName": "one"},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+    }));
     let named = pods.wait_for(|desired| !desired.pods.is_empty()).await.unwrap().pods[0].clone();
     let status = PodStatus { pod: Arc::clone(&named), steered_since: Some(1), error: None };
     statuses.send_replace(Arc::new([(Arc::clone(&named.uid), status)].into()));
@@ -182,4 +176,13 @@ async fn what_is_asked_of_the_api_is_what_is_listed() {
 
     let listed: BTreeSet<String> = RIGHTS.iter().map(ToString::to_string).collect();
     assert_eq!(server.asked(), listed);
+    // Of the pods and nodes of the cluster, only what is of this node.
+    for request in server.answered().iter().filter(|request| ["list", "watch"].contains(&request.verb)) {
+        let selector = match request.resource.as_str() {
+            "pods" => Some("spec.nodeName=one"),
+            "nodes" => Some("metadata.name=one"),
+            _ => None,
+        };
+        assert_eq!(request.query.get("fieldSelector").map(String::as_str), selector, "{request:?}");
+    }
 }

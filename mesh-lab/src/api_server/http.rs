@@ -6,13 +6,14 @@ use std::convert::Infallible;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Query, State as Server};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use futures::stream;
 use serde_json::{Value, json};
 
 use super::ApiServer;
-use super::state::{Answered, List, State, text};
+use super::state::{Answered, List, State, right, text};
 
 /// What a path names.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +34,7 @@ async fn answer(
     Server(server): Server<ApiServer>,
     method: Method,
     uri: Uri,
+    headers: HeaderMap,
     Query(query): Query<BTreeMap<String, String>>,
     body: Bytes,
 ) -> Response {
@@ -54,17 +56,26 @@ async fn answer(
         Method::DELETE => "delete",
         _ => return refused(405, "no such verb"),
     };
+    let resource = if path.subresource.is_empty() {
+        path.plural.clone()
+    } else {
+        format!("{}/{}", path.plural, path.subresource)
+    };
+    let is_json_patch = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json-patch+json");
     let response = match verb {
+        _ if server.state().forbidden.contains(&right(verb, &resource, &path.group)) => {
+            refused(403, "for the test")
+        }
         _ if server.state().type_at(&path.group, &path.version, &path.plural).is_none() => {
             (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
         }
         "watch" => watch(&server, &path, &query),
         "list" => list(&mut server.state(), &path, &query),
         "get" => get(&server.state(), &path),
+        "patch" if is_json_patch => server.change(|state| patch(state, &path, &body)),
         _ => server.change(|state| write(state, verb, &path, &body)),
     };
-    let Path { group, version, namespace, plural, name, subresource } = path;
-    let resource = if subresource.is_empty() { plural } else { format!("{plural}/{subresource}") };
+    let Path { group, version, namespace, name, .. } = path;
     let status = response.status().as_u16();
     let answered = Answered { verb, group, version, resource, namespace, name, query, body, status };
     server.state().answered.push(answered);
@@ -103,6 +114,10 @@ fn discovery(state: &State, path: &str) -> Response {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let of_group = |group: &str| state.types.iter().filter(|known| known.group == group).collect::<Vec<_>>();
     let answer = match parts.as_slice() {
+        ["version"] => json!({
+            "major": "1", "minor": "34", "gitVersion": "v1.34.4", "gitCommit": "", "gitTreeState": "", "buildDate": "",
+            "goVersion": "", "compiler": "", "platform": "linux/amd64",
+        }),
         ["apis", group] if !of_group(group).is_empty() => {
             let mut versions: Vec<&String> =
                 of_group(group).iter().flat_map(|known| &known.versions).collect();
@@ -143,7 +158,7 @@ fn list(state: &mut State, path: &Path, query: &BTreeMap<String, String>) -> Res
     };
     list.rest.retain(|object| selected(object, query));
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
-    let limit: usize = limit.unwrap_or(usize::MAX);
+    let limit: usize = limit.unwrap_or(usize::MAX).min(state.page);
     let rest = list.rest.split_off(limit.min(list.rest.len()));
     let mut metadata = json!({"resourceVersion": list.version.to_string()});
     if !rest.is_empty() {
@@ -157,10 +172,14 @@ fn list(state: &mut State, path: &Path, query: &BTreeMap<String, String>) -> Res
         .into_response()
 }
 
-/// Of field selectors there is the one for a pod's node.
+/// Of field selectors there are those for a pod's node and for a name.
 fn selected(object: &Value, query: &BTreeMap<String, String>) -> bool {
-    let node = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("spec.nodeName="));
-    node.is_none_or(|node| object["spec"]["nodeName"] == node)
+    let selector = query.get("fieldSelector").and_then(|selector| selector.split_once('='));
+    selector.is_none_or(|(field, wanted)| match field {
+        "spec.nodeName" => object["spec"]["nodeName"] == wanted,
+        "metadata.name" => object["metadata"]["name"] == wanted,
+        _ => false,
+    })
 }
 
 /// The events of a kind after a version, until the server ends all watches.
@@ -234,6 +253,13 @@ fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
         review["status"] = state.reviews.get(&token).cloned().unwrap_or(json!({"authenticated": false}));
         return (StatusCode::CREATED, Json(review)).into_response();
     }
+    if path.plural == "selfsubjectaccessreviews" {
+        let mut review = body.clone();
+        let asked = &review["spec"]["resourceAttributes"];
+        let what = right(&text(asked, "verb"), &text(asked, "resource"), &text(asked, "group"));
+        review["status"] = json!({"allowed": !state.forbidden.contains(&what)});
+        return (StatusCode::CREATED, Json(review)).into_response();
+    }
     if let Some(status) = state.write_errors.pop() {
         return refused(status, "for the test");
     }
@@ -276,6 +302,25 @@ fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
     }
 }
 
+/// A JSON patch (RFC 6902): all of its steps or none.
+fn patch(state: &mut State, path: &Path, steps: &Value) -> Response {
+    let steps: json_patch::Patch = match serde_json::from_value(steps.clone()) {
+        Ok(steps) => steps,
+        Err(error) => return refused(400, &error.to_string()),
+    };
+    let kind = state.type_at(&path.group, &path.version, &path.plural).map(|known| known.kind.clone());
+    let Some(mut object) = kind.and_then(|kind| state.object(&kind, &path.namespace, &path.name)) else {
+        return refused(404, "not found");
+    };
+    if let Err(error) = json_patch::patch(&mut object, &steps) {
+        return refused(422, &error.to_string());
+    }
+    match state.apply(object) {
+        Ok(object) => Json(Value::clone(&object)).into_response(),
+        Err(error) => refused(422, &error),
+    }
+}
+
 /// A JSON merge patch (RFC 7396).
 fn merged(mut object: Value, patch: &Value) -> Value {
     let Value::Object(changes) = patch else {
@@ -311,6 +356,7 @@ fn status(code: u16, message: &str) -> Value {
         404 => "NotFound",
         409 => "Conflict",
         410 => "Expired",
+        422 => "Invalid",
         503 => "ServiceUnavailable",
         _ => "InternalError",
     };

@@ -1,6 +1,6 @@
 //! The objects of the stand-in, their history, and what it was asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -60,6 +60,18 @@ pub struct Answered {
     pub status: u16,
 }
 
+impl Answered {
+    /// What it needs the right to.
+    pub fn right(&self) -> String {
+        right(self.verb, &self.resource, &self.group)
+    }
+}
+
+/// `verb resource`, or `verb resource.group`.
+pub(super) fn right(verb: &str, resource: &str, group: &str) -> String {
+    if group.is_empty() { format!("{verb} {resource}") } else { format!("{verb} {resource}.{group}") }
+}
+
 /// A kind's group and plural.
 pub(super) type Collection = (String, String);
 
@@ -80,7 +92,6 @@ pub(super) struct List {
     pub(super) rest: Vec<Arc<Value>>,
 }
 
-#[derive(Default)]
 pub(super) struct State {
     pub(super) version: u64,
     pub(super) types: Vec<ResourceType>,
@@ -96,6 +107,10 @@ pub(super) struct State {
     pub(super) write_errors: Vec<u16>,
     pub(super) reviews: BTreeMap<String, Value>,
     pub(super) answered: Vec<Answered>,
+    /// What is answered with 403.
+    pub(super) forbidden: BTreeSet<String>,
+    /// Items of a page, at most.
+    pub(super) page: usize,
 }
 
 impl State {
@@ -111,8 +126,29 @@ impl State {
             namespaced("discovery.k8s.io", &["v1"], "endpointslices", "EndpointSlice"),
             namespaced("coordination.k8s.io", &["v1"], "leases", "Lease"),
             cluster_wide("authentication.k8s.io", &["v1"], "tokenreviews", "TokenReview"),
+            cluster_wide(
+                "authorization.k8s.io",
+                &["v1"],
+                "selfsubjectaccessreviews",
+                "SelfSubjectAccessReview",
+            ),
+            namespaced("apps", &["v1"], "daemonsets", "DaemonSet"),
         ];
-        Self { types, ..Self::default() }
+        Self {
+            types,
+            version: 0,
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            horizon: 0,
+            epoch: 0,
+            away: false,
+            lists: HashMap::new(),
+            write_errors: Vec::new(),
+            reviews: BTreeMap::new(),
+            answered: Vec::new(),
+            forbidden: BTreeSet::new(),
+            page: usize::MAX,
+        }
     }
 
     pub(super) fn install(&mut self, resource: ResourceType) {
