@@ -190,6 +190,7 @@ fn the_next_connection_passes_and_is_reported_by_both_sides() {
     let node = Node::new(Wiring::Bridge);
     let world = World::new(&node);
     for family in FAMILIES {
+        let began = Instant::now();
         assert_eq!(node.call("a", "b", family).unwrap().who, "agent", "nothing was proposed yet");
         world.propose(&node, family, PORT);
         let mut connection = node.call("a", "b", family).unwrap();
@@ -219,7 +220,7 @@ fn the_next_connection_passes_and_is_reported_by_both_sides() {
             assert_eq!(principal(&record.source), "cluster.local/ns/default/sa/default");
             assert_eq!(record.source.workload.as_ref().unwrap().name(), "a");
             assert_eq!(record.destination.as_ref().unwrap().workload.as_ref().unwrap().name(), "b");
-            assert!(record.opened.elapsed() < Duration::from_secs(10));
+            assert!(record.opened >= began, "it was opened in this test");
         }
     }
     assert_eq!(world.heard.opened.lock().unwrap().len(), 4, "and nothing else is");
