@@ -22,6 +22,7 @@ pub(crate) fn task(workspace: &Workspace) -> Result<()> {
     // The tests come first: they install what the other steps need.
     let mut outcomes = vec![
         run("tests", workspace.cargo().args(["xtask", "test"])),
+        run("tests on clusters", workspace.cargo().args(["xtask", "cluster", "test"])),
         run("formatting", workspace.cargo().args(["fmt", "--all", "--check"])),
         run(
             "formatting of the kernel programs",

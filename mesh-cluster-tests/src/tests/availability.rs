@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use mesh_lab::cluster::{Cluster, Part, PodLoad, SteadyLoad};
+use mesh_lab::cluster::{Part, PodLoad, SteadyLoad};
 use serde_json::json;
 
 use crate::world::{ENROLLED, Namespace, World, ensure_nothing_failed, items};
@@ -102,17 +102,11 @@ pub(super) fn a_minute_without_the_api_server_costs_no_request(world: &World) ->
             namespace.label("noticed=yes").map_err(|error| format!("{error:#}"))
         })?;
         namespace.client("late", None)?;
-        namespace.wait_for_enrolment("late", true)?;
-        // The cluster's DNS takes its time to come back to the API; tests that follow need it.
-        namespace.echo("after", 1, None)?;
-        let target = ["http", &format!("http://after.{}", namespace.name())];
-        let wait = |_: &Cluster| match namespace.requests("late", &target, 1) {
-            Ok(report) if report.failed == 0 => Ok(()),
-            Ok(report) => Err(report.to_string()),
-            Err(error) => Err(format!("{error:#}")),
-        };
-        Ok(world.cluster().wait_until("a new service has a name", 2 * ALL_WELL, wait)?)
-    })
+        namespace.wait_for_enrolment("late", true)
+    })?;
+    // The cluster's DNS waits for up to two minutes before it asks the API server again; tests that follow need it.
+    world.cluster().kubectl(["rollout", "restart", "deployment/coredns", "--namespace=kube-system"])?;
+    Ok(world.cluster().wait_for_rollout("kube-system", "deployment/coredns")?)
 }
 
 pub(super) fn the_end_of_an_agent_costs_no_request(world: &World) -> Result<()> {
