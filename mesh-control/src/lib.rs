@@ -12,8 +12,6 @@
 //! them on the same source serve the same content under the same versions.
 
 pub mod admission;
-#[cfg(test)]
-mod api_server;
 pub mod authority;
 mod conditions;
 pub mod control;

@@ -33,7 +33,20 @@ pub use state::{Answered, ResourceType};
 #[derive(Clone)]
 pub struct ApiServer {
     shared: Arc<Shared>,
-    address: SocketAddr,
+    /// None of one that listens nowhere.
+    address: Option<SocketAddr>,
+}
+
+/// What the server answers instead of what it should.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trouble {
+    /// It answers as it should.
+    #[default]
+    None,
+    /// This status to every write.
+    RefusesWrites(u16),
+    /// Nothing, to anything.
+    Silent,
 }
 
 struct Shared {
@@ -59,15 +72,26 @@ impl ApiServer {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let state = Mutex::new(State::with_kubernetes_kinds());
-        let server = Self { shared: Arc::new(Shared { state, changes: watch::Sender::new(0) }), address };
-        tokio::spawn(axum::serve(listener, http::router(server.clone())).into_future());
+        let server = Self { address: Some(address), ..Self::without_socket() };
+        tokio::spawn(axum::serve(listener, server.router()).into_future());
         Ok(server)
     }
 
-    /// Where it is, as a client's configuration has it.
+    /// A server that listens nowhere and is asked through its [`router`](Self::router): a test may stop the clock meanwhile.
+    pub fn without_socket() -> Self {
+        let state = Mutex::new(State::with_kubernetes_kinds());
+        Self { shared: Arc::new(Shared { state, changes: watch::Sender::new(0) }), address: None }
+    }
+
+    /// What answers requests, without a socket.
+    pub fn router(&self) -> axum::Router {
+        http::router(self.clone())
+    }
+
+    /// Where it is, as a client's configuration has it; a name that leads nowhere where it listens nowhere.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.address
+            .map_or_else(|| "http://api-server.invalid".to_owned(), |address| format!("http://{address}"))
     }
 
     /// Serves another kind, as a CustomResourceDefinition does.
@@ -111,6 +135,11 @@ impl ApiServer {
         self.change(|state| state.set_away(away));
     }
 
+    /// Answers so until told otherwise.
+    pub fn set_trouble(&self, trouble: Trouble) {
+        self.change(|state| state.trouble = trouble);
+    }
+
     /// The next write is answered with this status and not done.
     pub fn fail_next_write(&self, status: u16) {
         self.change(|state| state.write_errors.push(status));
@@ -139,6 +168,12 @@ impl ApiServer {
     /// What was asked since the start, in order.
     pub fn answered(&self) -> Vec<Answered> {
         self.state().answered.clone()
+    }
+
+    /// Those of the answered requests that are to change something, also if they did not.
+    pub fn writes(&self) -> Vec<Answered> {
+        let writes = |request: &Answered| ["create", "update", "patch", "delete"].contains(&request.verb);
+        self.answered().into_iter().filter(writes).collect()
     }
 
     /// Kinds of requests since the start, as `verb resource` or `verb resource.group`.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use k8s_openapi::ByteString;
 use kube::{Client, Config};
+use mesh_lab::api_server::{ApiServer, ResourceType, Trouble};
 use rcgen::SanType;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::api_server::{ApiServer, Trouble};
 use crate::authority::{
     AuthorityCommand, AuthoritySettings, Environment, Lifetimes, MaterialArgs, MaterialSettings,
 };
@@ -23,8 +23,8 @@ use crate::settings::{Settings, SourceSettings};
 use crate::translate::Mesh;
 
 const NAME: &str = "mesh-control.mesh-system.svc";
-const CONFIGURATION: &str =
-    "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/mesh-control-mesh-system";
+const CONFIGURATION: &str = "mesh-control-mesh-system";
+const KIND: &str = "ValidatingWebhookConfiguration";
 
 struct Lab {
     root: TempDir,
@@ -34,16 +34,25 @@ struct Lab {
 
 impl Lab {
     async fn start(lifetimes: Lifetimes) -> Self {
-        let (root, server) = (tempfile::tempdir().unwrap(), ApiServer::new());
-        server.put(CONFIGURATION, configuration());
+        let (root, server) = (tempfile::tempdir().unwrap(), ApiServer::without_socket());
+        let group = "admissionregistration.k8s.io";
+        let configurations =
+            ResourceType::cluster_wide(group, &["v1"], "validatingwebhookconfigurations", KIND);
+        server.install(configurations);
+        server.apply(configuration());
         let control = control(root.path(), &server, "first", lifetimes).await;
         Self { root, server, control }
+    }
+
+    /// The configuration as it is on the server.
+    fn stored(&self) -> Value {
+        self.server.object(KIND, "", CONFIGURATION).unwrap()
     }
 
     /// What the API server trusts, once it is told.
     async fn bundle(&self, wanted: impl Fn(&str) -> bool) -> String {
         let bundle = || {
-            let configuration = self.server.get(CONFIGURATION).unwrap();
+            let configuration = self.stored();
             let bundle = configuration["webhooks"][1]["clientConfig"]["caBundle"].clone();
             let bundle = serde_json::from_value::<ByteString>(bundle).unwrap_or_default();
             String::from_utf8(bundle.0).unwrap()
@@ -93,7 +102,7 @@ async fn control(root: &Path, server: &ApiServer, identity: &str, lifetimes: Lif
         authority: Some(authority),
         admission: Some(AdmissionSettings {
             address: any,
-            configuration: "mesh-control-mesh-system".to_owned(),
+            configuration: CONFIGURATION.to_owned(),
             names: vec![SanType::DnsName(NAME.try_into().unwrap())],
         }),
         leader: Some(LeaderSettings {
@@ -105,7 +114,8 @@ async fn control(root: &Path, server: &ApiServer, identity: &str, lifetimes: Lif
         max_connections: 10,
         mesh: Mesh::default(),
     };
-    let environment = Environment { kubernetes: Some(server.client()), ..Environment::default() };
+    let environment =
+        Environment { kubernetes: Some(Client::new(server.router(), "default")), ..Environment::default() };
     Control::start_in(settings, environment).await.unwrap()
 }
 
@@ -118,7 +128,7 @@ fn configuration() -> Value {
     };
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": "mesh-control-mesh-system"}, "webhooks": [webhook("a.mesh.svc"), webhook("b.mesh.svc")],
+        "metadata": {"name": CONFIGURATION}, "webhooks": [webhook("a.mesh.svc"), webhook("b.mesh.svc")],
     })
 }
 
@@ -214,38 +224,34 @@ async fn the_bundle_is_mended_by_the_one_that_leads() {
         post(control, &bundle, PATH, review(&json!({})).to_string()).await.unwrap();
     }
     let spoil = || {
-        let mut spoilt = lab.server.get(CONFIGURATION).unwrap();
+        let mut spoilt = lab.stored();
         spoilt["webhooks"][1]["clientConfig"]["caBundle"] = json!(ByteString(b"nonsense".to_vec()));
         spoilt["webhooks"][0]["failurePolicy"] = json!("Ignore");
-        lab.server.put(CONFIGURATION, spoilt);
+        lab.server.apply(spoilt);
     };
     spoil();
     assert_eq!(lab.bundle(|now| now == bundle).await, bundle);
-    assert_eq!(
-        lab.server.get(CONFIGURATION).unwrap()["webhooks"][0]["failurePolicy"],
-        "Ignore",
-        "that is not ours"
-    );
+    assert_eq!(lab.stored()["webhooks"][0]["failurePolicy"], "Ignore", "that is not ours");
     // The leader stops; the other one goes on.
     let Lab { root, server, control } = lab;
     control.stop().await;
     let lab = Lab { root, server, control: second };
     let spoil = || {
-        let mut spoilt = lab.server.get(CONFIGURATION).unwrap();
+        let mut spoilt = lab.stored();
         spoilt["webhooks"][1]["clientConfig"]["caBundle"] = json!(null);
-        lab.server.put(CONFIGURATION, spoilt);
+        lab.server.apply(spoilt);
     };
     spoil();
     lab.bundle(|now| now == bundle).await;
     // What could not be written is written later.
-    lab.server.trouble(Trouble::Refuses(403));
+    lab.server.set_trouble(Trouble::RefusesWrites(403));
     spoil();
     eventually("told", async || {
         let problem = lab.status().await["admission"]["problem"].to_string();
         problem.contains("allow the service account")
     })
     .await;
-    lab.server.trouble(Trouble::None);
+    lab.server.set_trouble(Trouble::None);
     lab.bundle(|now| now == bundle).await;
     lab.control.stop().await;
 }

@@ -1,12 +1,10 @@
 //! Statuses on an API server, with the clock in the test's hand.
 
+use mesh_lab::api_server::{Answered, ApiServer, ResourceType, Trouble};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::api_server::{ApiServer, Trouble};
-
-const POLICY: &str = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies/policy";
 
 struct Writer {
     server: ApiServer,
@@ -16,7 +14,7 @@ struct Writer {
 
 impl Writer {
     fn start(server: ApiServer) -> Self {
-        let writer = StatusWriter::new(server.client(), "istio-system", Arc::default());
+        let writer = StatusWriter::new(client(&server), "istio-system", Arc::default());
         let task = tokio::spawn({
             let writer = writer.clone();
             async move { writer.keep().await }
@@ -27,7 +25,7 @@ impl Writer {
     /// The condition of the policy, once it is of this generation.
     async fn condition(&self, generation: i64) -> Value {
         loop {
-            let object = self.server.get(POLICY).unwrap();
+            let object = stored(&self.server);
             let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let own = conditions.into_iter().find(|condition| condition["type"] == "ZtunnelAccepted");
             match own {
@@ -44,10 +42,24 @@ impl Drop for Writer {
     }
 }
 
+fn client(server: &ApiServer) -> Client {
+    Client::new(server.router(), "default")
+}
+
 fn istio() -> ApiServer {
-    let server = ApiServer::new();
-    server.define("security.istio.io/v1", "authorizationpolicies", "AuthorizationPolicy", &["status"]);
+    let server = ApiServer::without_socket();
+    server.install(authorization_policies("v1"));
     server
+}
+
+fn authorization_policies(version: &str) -> ResourceType {
+    ResourceType::namespaced("security.istio.io", &[version], "authorizationpolicies", "AuthorizationPolicy")
+        .with_status()
+}
+
+/// The policy as it is on the server.
+fn stored(server: &ApiServer) -> Value {
+    server.object("AuthorizationPolicy", "shop", "policy").unwrap()
 }
 
 fn policy(generation: i64, spec: Value) -> Value {
@@ -60,14 +72,14 @@ fn policy(generation: i64, spec: Value) -> Value {
 /// Puts a new specification, and leaves the status.
 fn respecify(server: &ApiServer, generation: i64, spec: Value) {
     let mut object = policy(generation, spec);
-    object["status"] = server.get(POLICY).unwrap()["status"].clone();
-    server.put(POLICY, object);
+    object["status"] = stored(server)["status"].clone();
+    server.apply(object);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_policy_says_whether_it_is_in_effect() {
     let server = istio();
-    server.put(POLICY, policy(1, json!({})));
+    server.apply(policy(1, json!({})));
     let writer = Writer::start(server.clone());
     let first = writer.condition(1).await;
     assert_eq!((&first["status"], &first["reason"]), (&json!("True"), &json!("Accepted")));
@@ -105,18 +117,19 @@ async fn conditions_of_others_stay_and_nothing_is_written_twice() {
     let others = json!({"type": "WaypointAccepted", "status": "False", "reason": "AncestorNotBound"});
     let mut object = policy(1, json!({}));
     object["status"] = json!({"conditions": [others], "observedGeneration": "1"});
-    server.put(POLICY, object);
+    server.apply(object);
     let writer = Writer::start(server.clone());
     writer.condition(1).await;
-    let mut object = server.get(POLICY).unwrap();
+    let mut object = stored(&server);
     assert_eq!(object["status"]["conditions"][0], others);
     assert_eq!(object["status"]["observedGeneration"], "1");
-    assert_eq!(server.writes(), [format!("PATCH {POLICY}/status")]);
+    let writes: Vec<_> = server.writes().iter().map(Answered::right).collect();
+    assert_eq!(writes, ["patch authorizationpolicies/status.security.istio.io"]);
 
     // As istiod writes numbers, and with a label: nothing that the condition says has changed.
     object["status"]["conditions"][1]["observedGeneration"] = json!("1");
     object["metadata"]["labels"] = json!({"a": "b"});
-    server.put(POLICY, object);
+    server.apply(object);
     sleep(LOOK_AGAIN * 10).await;
     assert_eq!(server.writes().len(), 1);
 
@@ -129,14 +142,14 @@ async fn conditions_of_others_stay_and_nothing_is_written_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn kinds_that_are_missing_or_cannot_be_written_are_said_and_looked_for_again() {
-    let server = ApiServer::new();
+    let server = ApiServer::without_socket();
     // Istio before it had v1, and a definition without status.
-    server.define("security.istio.io/v1beta1", "authorizationpolicies", "AuthorizationPolicy", &["status"]);
-    server.define("security.istio.io/v1", "peerauthentications", "PeerAuthentication", &[]);
-    let path = POLICY.replace("/v1/", "/v1beta1/");
-    server.put(&path, policy(1, json!({})));
+    server.install(authorization_policies("v1beta1"));
+    let kind = ("peerauthentications", "PeerAuthentication");
+    server.install(ResourceType::namespaced("security.istio.io", &["v1"], kind.0, kind.1));
+    server.apply(policy(1, json!({})));
     let writer = Writer::start(server.clone());
-    while server.get(&path).unwrap()["status"].is_null() {
+    while stored(&server)["status"].is_null() {
         sleep(Duration::from_millis(10)).await;
     }
     let problems = writer.writer.problems();
@@ -144,7 +157,8 @@ async fn kinds_that_are_missing_or_cannot_be_written_are_said_and_looked_for_aga
     assert!(problems["ServiceEntry"].contains("does not have the kind"), "{problems:?}");
     assert!(!problems.contains_key("AuthorizationPolicy"), "{problems:?}");
 
-    server.define("networking.istio.io/v1", "serviceentries", "ServiceEntry", &["status"]);
+    let entries = ResourceType::namespaced("networking.istio.io", &["v1"], "serviceentries", "ServiceEntry");
+    server.install(entries.with_status());
     while writer.writer.problems().contains_key("ServiceEntry") {
         sleep(Duration::from_secs(1)).await;
     }
@@ -152,16 +166,16 @@ async fn kinds_that_are_missing_or_cannot_be_written_are_said_and_looked_for_aga
 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_written_is_written_later() {
-    for trouble in [Trouble::Refuses(500), Trouble::Refuses(403)] {
+    for trouble in [Trouble::RefusesWrites(500), Trouble::RefusesWrites(403)] {
         let server = istio();
-        server.put(POLICY, policy(1, json!({})));
-        server.trouble(trouble);
+        server.apply(policy(1, json!({})));
+        server.set_trouble(trouble);
         let writer = Writer::start(server.clone());
         while !writer.writer.problems().contains_key("AuthorizationPolicy") {
             sleep(Duration::from_millis(100)).await;
         }
         assert!(server.writes().len() <= ATTEMPTS as usize, "{:?}", server.writes());
-        server.trouble(Trouble::None);
+        server.set_trouble(Trouble::None);
         writer.condition(1).await;
     }
 }
@@ -169,12 +183,12 @@ async fn what_could_not_be_written_is_written_later() {
 #[tokio::test(start_paused = true)]
 async fn a_status_is_not_put_on_an_object_that_has_changed_meanwhile() {
     let server = istio();
-    let object = server.put(POLICY, policy(1, json!({})));
-    let outdated: DynamicObject = serde_json::from_value(object).unwrap();
-    server.put(POLICY, policy(2, json!({"action": "AUDIT"})));
-    let writer = StatusWriter::new(server.client(), "istio-system", Arc::default());
+    server.apply(policy(1, json!({})));
+    let outdated: DynamicObject = serde_json::from_value(stored(&server)).unwrap();
+    server.apply(policy(2, json!({"action": "AUDIT"})));
+    let writer = StatusWriter::new(client(&server), "istio-system", Arc::default());
     let resource = writer.find(Kind::AuthorizationPolicy).await.unwrap();
     writer.settle(Kind::AuthorizationPolicy, &resource, &outdated).await.unwrap();
     assert_eq!(server.writes().len(), 1);
-    assert!(server.get(POLICY).unwrap()["status"].is_null());
+    assert!(stored(&server)["status"].is_null());
 }

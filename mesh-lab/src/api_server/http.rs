@@ -7,13 +7,13 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Query, State as Server};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use futures::stream;
 use serde_json::{Value, json};
 
-use super::ApiServer;
 use super::state::{Answered, List, State, right, text};
+use super::{ApiServer, Trouble};
 
 /// What a path names.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +38,9 @@ async fn answer(
     Query(query): Query<BTreeMap<String, String>>,
     body: Bytes,
 ) -> Response {
+    if server.state().trouble == Trouble::Silent {
+        return std::future::pending().await;
+    }
     if server.state().away {
         return refused(503, "the server is away");
     }
@@ -61,7 +64,7 @@ async fn answer(
     } else {
         format!("{}/{}", path.plural, path.subresource)
     };
-    let is_json_patch = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json-patch+json");
+    let patch = PatchKind::of(&headers);
     let response = match verb {
         _ if server.state().forbidden.contains(&right(verb, &resource, &path.group)) => {
             refused(403, "for the test")
@@ -72,8 +75,7 @@ async fn answer(
         "watch" => watch(&server, &path, &query),
         "list" => list(&mut server.state(), &path, &query),
         "get" => get(&server.state(), &path),
-        "patch" if is_json_patch => server.change(|state| patch(state, &path, &body)),
-        _ => server.change(|state| write(state, verb, &path, &body)),
+        _ => server.change(|state| write(state, verb, &path, &body, patch)),
     };
     let Path { group, version, namespace, name, .. } = path;
     let status = response.status().as_u16();
@@ -130,8 +132,12 @@ fn discovery(state: &State, path: &str) -> Response {
             let served = of_group(group);
             let served = served.iter().filter(|known| known.versions.iter().any(|served| served == version));
             let resources: Vec<Value> = served
-                .map(|known| {
-                    json!({"name": known.plural, "namespaced": known.namespaced, "kind": known.kind, "verbs": []})
+                .flat_map(|known| {
+                    let status = known.status.then(|| format!("{}/status", known.plural));
+                    let names = std::iter::once(known.plural.clone()).chain(status);
+                    names.map(|name| {
+                        json!({"name": name, "namespaced": known.namespaced, "kind": known.kind, "verbs": []})
+                    })
                 })
                 .collect();
             if resources.is_empty() {
@@ -246,7 +252,38 @@ fn get(state: &State, path: &Path) -> Response {
     object.map_or_else(|| refused(404, "not found"), |object| Json(object).into_response())
 }
 
-fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
+/// How a patch says what is to change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PatchKind {
+    /// RFC 7396.
+    Merge,
+    /// The same, but lists of objects with names are merged by them.
+    Strategic,
+    /// RFC 6902: all of its steps or none.
+    Steps,
+}
+
+impl PatchKind {
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) {
+            Some(b"application/json-patch+json") => Self::Steps,
+            Some(b"application/strategic-merge-patch+json") => Self::Strategic,
+            _ => Self::Merge,
+        }
+    }
+
+    fn apply(self, mut object: Value, patch: &Value) -> Result<Value, String> {
+        if self != Self::Steps {
+            return Ok(merged(object, patch, self));
+        }
+        let steps: json_patch::Patch =
+            serde_json::from_value(patch.clone()).map_err(|error| error.to_string())?;
+        json_patch::patch(&mut object, &steps).map_err(|error| error.to_string())?;
+        Ok(object)
+    }
+}
+
+fn write(state: &mut State, verb: &str, path: &Path, body: &Value, patch: PatchKind) -> Response {
     if path.plural == "tokenreviews" {
         let mut review = body.clone();
         let token = text(&body["spec"], "token");
@@ -259,6 +296,9 @@ fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
         let what = right(&text(asked, "verb"), &text(asked, "resource"), &text(asked, "group"));
         review["status"] = json!({"allowed": !state.forbidden.contains(&what)});
         return (StatusCode::CREATED, Json(review)).into_response();
+    }
+    if let Trouble::RefusesWrites(status) = state.trouble {
+        return refused(status, "for the test");
     }
     if let Some(status) = state.write_errors.pop() {
         return refused(status, "for the test");
@@ -289,7 +329,11 @@ fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
             if !uid.is_null() && *uid != held["metadata"]["uid"] {
                 return refused(409, "the UID in the precondition does not match the UID in record");
             }
-            if verb == "patch" { merged(held, body) } else { body.clone() }
+            let changed = if verb == "patch" { patch.apply(held, body) } else { Ok(body.clone()) };
+            match changed {
+                Ok(object) => object,
+                Err(error) => return refused(422, &error),
+            }
         }
     };
     object["kind"] = kind.into();
@@ -302,43 +346,39 @@ fn write(state: &mut State, verb: &str, path: &Path, body: &Value) -> Response {
     }
 }
 
-/// A JSON patch (RFC 6902): all of its steps or none.
-fn patch(state: &mut State, path: &Path, steps: &Value) -> Response {
-    let steps: json_patch::Patch = match serde_json::from_value(steps.clone()) {
-        Ok(steps) => steps,
-        Err(error) => return refused(400, &error.to_string()),
-    };
-    let kind = state.type_at(&path.group, &path.version, &path.plural).map(|known| known.kind.clone());
-    let Some(mut object) = kind.and_then(|kind| state.object(&kind, &path.namespace, &path.name)) else {
-        return refused(404, "not found");
-    };
-    if let Err(error) = json_patch::patch(&mut object, &steps) {
-        return refused(422, &error.to_string());
-    }
-    match state.apply(object) {
-        Ok(object) => Json(Value::clone(&object)).into_response(),
-        Err(error) => refused(422, &error),
+fn merged(mut object: Value, patch: &Value, kind: PatchKind) -> Value {
+    match patch {
+        Value::Object(changes) => {
+            if !object.is_object() {
+                object = json!({});
+            }
+            for (key, change) in changes {
+                if change.is_null() {
+                    if let Some(fields) = object.as_object_mut() {
+                        fields.remove(key);
+                    }
+                } else {
+                    object[key] = merged(object[key].take(), change, kind);
+                }
+            }
+            object
+        }
+        Value::Array(changes) if kind == PatchKind::Strategic && has_names(changes) => {
+            let mut items = object.as_array().cloned().unwrap_or_default();
+            for change in changes {
+                match items.iter_mut().find(|item| item["name"] == change["name"]) {
+                    Some(item) => *item = merged(item.take(), change, kind),
+                    None => items.push(change.clone()),
+                }
+            }
+            Value::Array(items)
+        }
+        _ => patch.clone(),
     }
 }
 
-/// A JSON merge patch (RFC 7396).
-fn merged(mut object: Value, patch: &Value) -> Value {
-    let Value::Object(changes) = patch else {
-        return patch.clone();
-    };
-    if !object.is_object() {
-        object = json!({});
-    }
-    for (key, change) in changes {
-        if change.is_null() {
-            if let Some(fields) = object.as_object_mut() {
-                fields.remove(key);
-            }
-        } else {
-            object[key] = merged(object[key].take(), change);
-        }
-    }
-    object
+fn has_names(items: &[Value]) -> bool {
+    items.iter().all(|item| item["name"].is_string())
 }
 
 fn api_version(path: &Path) -> String {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::Trouble;
+
 /// Lists that are being read in pages, at most; a reader of an older one is told that it has expired.
 const MAX_LISTS: usize = 64;
 
@@ -21,6 +23,8 @@ pub struct ResourceType {
     pub kind: String,
     /// Whether its objects live in namespaces.
     pub namespaced: bool,
+    /// Whether discovery says that their status can be written for itself.
+    pub status: bool,
 }
 
 impl ResourceType {
@@ -28,7 +32,13 @@ impl ResourceType {
     pub fn namespaced(group: &str, versions: &[&str], plural: &str, kind: &str) -> Self {
         let versions = versions.iter().map(|version| (*version).to_owned()).collect();
         let (group, plural, kind) = (group.to_owned(), plural.to_owned(), kind.to_owned());
-        Self { group, versions, plural, kind, namespaced: true }
+        Self { group, versions, plural, kind, namespaced: true, status: false }
+    }
+
+    /// The same with a status that can be written for itself.
+    #[must_use]
+    pub fn with_status(self) -> Self {
+        Self { status: true, ..self }
     }
 
     /// A kind of the whole cluster.
@@ -104,6 +114,7 @@ pub(super) struct State {
     pub(super) epoch: u64,
     pub(super) away: bool,
     pub(super) lists: HashMap<String, List>,
+    pub(super) trouble: Trouble,
     pub(super) write_errors: Vec<u16>,
     pub(super) reviews: BTreeMap<String, Value>,
     pub(super) answered: Vec<Answered>,
@@ -143,6 +154,7 @@ impl State {
             epoch: 0,
             away: false,
             lists: HashMap::new(),
+            trouble: Trouble::None,
             write_errors: Vec::new(),
             reviews: BTreeMap::new(),
             answered: Vec::new(),
