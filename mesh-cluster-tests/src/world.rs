@@ -42,10 +42,12 @@ impl World {
     }
 
     /// The same, with values that differ from the chart's. Where the kubelet is must be said: the cgroups of a cluster's
-    /// nodes are in one hierarchy, below one that names the cluster.
+    /// nodes are in one hierarchy, below one that names the cluster. Agents that end wait for the tests' connections, which
+    /// do not end: so not for as long as usual.
     pub(crate) fn install_with(&self, mut values: Value) -> Result<()> {
         let kubelet = format!("mesh-lab/{}/$(NODE_NAME)/kubelet", self.cluster.name());
         values["agent"]["kubeletCgroups"] = json!([kubelet]);
+        values["agent"]["drainSeconds"] = json!(10);
         self.chart.install(&self.cluster, &values.to_string())?;
         Ok(())
     }

@@ -12,6 +12,8 @@ use super::{Cluster, ClusterError};
 pub const TEST_IMAGE: &str = "localhost/mesh-lab:test";
 /// A load that nobody stops ends by itself.
 const LONGEST: Duration = Duration::from_secs(900);
+/// What has no answer by then has failed. That it comes is what counts, not when.
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long the pod may take to be there, or to sum up.
 const TURN: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,7 @@ impl SteadyLoad {
             format!("--rate={}", self.rate),
             format!("--connections={}", self.connections),
             format!("--duration={}", LONGEST.as_secs()),
+            format!("--timeout={}", ANSWER.as_secs()),
             "--follow".to_owned(),
             "--output=json".to_owned(),
         ];
