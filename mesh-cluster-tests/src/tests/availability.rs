@@ -101,12 +101,14 @@ pub(super) fn a_minute_without_the_api_server_costs_no_request(world: &World) ->
         world.cluster().wait_until("the API works again", ALL_WELL, |_| {
             namespace.label("noticed=yes").map_err(|error| format!("{error:#}"))
         })?;
-        // Kubelets wait for up to a minute before they ask it again, the cluster's DNS for up to two. Those that begin anew do
-        // not, and tests that follow need them.
+        // Kubelets and kube-proxies, which lead pods and agents to it, wait for up to a minute before they ask it again, the
+        // cluster's DNS for up to two. Those that begin anew do not, and tests that follow need them.
         for node in world.cluster().nodes() {
-            let kubelet = world.cluster().part(&format!("kubelet-{}", node.name()))?;
-            kubelet.stop()?;
-            kubelet.start()?;
+            for part in ["kube-proxy", "kubelet"] {
+                let part = world.cluster().part(&format!("{part}-{}", node.name()))?;
+                part.stop()?;
+                part.start()?;
+            }
         }
         namespace.client("late", None)?;
         namespace.wait_for_enrolment("late", true)

@@ -284,8 +284,12 @@ async fn ask(stream: &mut BufReader<TcpStream>, last: bool) -> io::Result<Outcom
 }
 
 /// An error in words that do not differ from one request to the next.
+/// What sort of error it is, to be counted; where that says nothing, as of names that cannot be looked up, the error itself.
 fn kind(error: &io::Error) -> String {
-    error.kind().to_string()
+    match error.kind().to_string().as_str() {
+        "uncategorized error" | "other error" => error.to_string(),
+        kind => kind.to_owned(),
+    }
 }
 
 fn http_kind(error: &hyper::Error) -> String {
