@@ -16,8 +16,10 @@ pub(super) fn connections_live_on_when_pods_are_enrolled_and_leave(world: &World
     let old = SteadyLoad::http(namespace.name(), "old", &url).connections(CONNECTIONS).from_node("node1");
     let old = world.cluster().start_load(&old)?;
     // Joining and leaving take a moment each, in which connections are opened.
-    let fresh =
-        SteadyLoad::http(namespace.name(), "fresh", &url).new_connection_per_request().from_node("node1");
+    let fresh = SteadyLoad::http(namespace.name(), "fresh", &url)
+        .new_connection_per_request()
+        .rate(50)
+        .from_node("node1");
     let fresh = world.cluster().start_load(&fresh)?;
     let server = namespace.only_pod("web")?;
     ensure!(!namespace.is_enrolled(&server)?, "nobody has enrolled the namespace yet");

@@ -50,13 +50,13 @@ impl SteadyLoad {
             labels: Vec::new(),
             node: None,
             target: target.map(str::to_owned).to_vec(),
-            rate: 50,
+            rate: 25,
             connections: 4,
             new_connection_per_request: false,
         }
     }
 
-    /// Requests a second, over all connections; 50 unless told otherwise.
+    /// Requests a second, over all connections; 25 unless told otherwise.
     #[must_use]
     pub fn rate(self, rate: u32) -> Self {
         Self { rate, ..self }
