@@ -30,8 +30,13 @@ pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>, pod: Arc<
         Err(limit) => Err(limit.into()),
     };
     if let Err(refused) = served {
-        // Nobody's connection, so it is told in the name of the tunnel.
+        // Nobody's connection, so it is told in the name of the tunnel; but its pod's address may be another's by now.
         let (snapshot, pods) = (worker.snapshot.load(), worker.pods.load_full());
+        if pods.by_uid(&pod.uid).is_none() {
+            let end = refused.end.detail;
+            tracing::debug!(client = %origin.client, pod = %pod.uid, ?end, "the tunnel of a pod that is gone has ended");
+            return;
+        }
         let decision = decide(&snapshot, &pods, origin.client, origin.destination);
         Report::new(&worker, &origin, &Identified { decision, snapshot, pods }).refused(&refused);
     }

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::ClusterError;
 
-/// How often something is looked at. Each look starts a program, often.
-const POLL: Duration = Duration::from_millis(100);
+/// The first wait between two looks, and the longest; in between they double. Each look starts a program, often, and a few of those
+/// that look without a rest take the whole machine.
+const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(800)];
 
 /// Waits until `look` has an `Ok` inside; what stood in the way last is in the error. An outer error ends the wait.
 pub(super) fn wait_until<T>(
@@ -15,6 +16,7 @@ pub(super) fn wait_until<T>(
     mut look: impl FnMut() -> Result<Result<T, String>, ClusterError>,
 ) -> Result<T, ClusterError> {
     let deadline = Instant::now() + within;
+    let [mut wait, longest] = WAITS;
     loop {
         match look()? {
             Ok(found) => return Ok(found),
@@ -25,7 +27,10 @@ pub(super) fn wait_until<T>(
                     last: if last.is_empty() { last } else { format!("; last: {}", last.trim_end()) },
                 });
             }
-            Err(_) => thread::sleep(POLL),
+            Err(_) => {
+                thread::sleep(wait);
+                wait = longest.min(2 * wait);
+            }
         }
     }
 }
