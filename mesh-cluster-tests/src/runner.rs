@@ -57,8 +57,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     }
     let part = |reach| chosen.iter().filter(move |test| test.reach == reach).copied().collect::<Vec<_>>();
     let mut failed = abreast(&world, &part(Reach::Namespace));
-    // `cargo xtask cluster test` begins with the next cluster when it reads this.
-    println!("one after another from here on");
     for test in part(Reach::Cluster).iter().chain(&part(Reach::Last)) {
         failed += usize::from(!one(&world, test));
     }

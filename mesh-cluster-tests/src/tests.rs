@@ -39,7 +39,6 @@ pub(crate) fn all() -> Vec<Test> {
         test!(Namespace, identity::nobody_but_agents_gets_a_certificate),
         test!(Namespace, availability::a_rolling_update_costs_no_request),
         test!(Namespace, availability::scaling_up_and_down_costs_no_request),
-        // It waits, mostly, and leaves the processors to the next cluster's beginning.
         test!(Cluster, availability::a_minute_without_the_api_server_costs_no_request),
         test!(Cluster, availability::the_end_of_control_servers_costs_no_request),
         test!(Cluster, availability::the_end_of_an_agent_costs_no_request),

@@ -1,6 +1,6 @@
 //! What the tests of one cluster share: the cluster, the chart, and how servers and clients are made.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -276,6 +276,13 @@ impl Namespace<'_> {
     pub(crate) fn cluster_ips(&self, service: &str) -> Result<Vec<IpAddr>> {
         let object = self.get("service", service)?;
         of_each_family(&object["spec"]["clusterIPs"], Value::as_str).with_context(|| service.to_owned())
+    }
+
+    /// A service at its cluster IPs, one of each family.
+    pub(crate) fn urls(&self, service: &str) -> Result<[String; 2]> {
+        let urls = self.cluster_ips(service)?.into_iter();
+        let urls: Vec<_> = urls.map(|address| format!("http://{}", SocketAddr::new(address, 80))).collect();
+        urls.try_into().map_err(|urls| anyhow!("{service}: one address of each family, not {urls:?}"))
     }
 
     /// The port that a service of type NodePort was given.

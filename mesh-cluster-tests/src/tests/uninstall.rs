@@ -83,7 +83,8 @@ pub(super) fn uninstalling_leaves_nothing(world: &World) -> Result<()> {
 /// Two enrolled servers, and a load on them that opens a connection for each request.
 fn load_on_a_service<'a>(world: &'a World, namespace: &Namespace<'_>) -> Result<PodLoad<'a>> {
     namespace.echo("web", 2, None)?;
-    let url = format!("http://web.{}", namespace.name());
+    // By its address: what becomes of its name is not the mesh's doing.
+    let [_, url] = namespace.urls("web")?;
     let load =
         SteadyLoad::http(namespace.name(), "load", &url).new_connection_per_request().from_node("node1");
     let load = world.cluster().start_load(&load)?;

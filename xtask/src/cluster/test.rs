@@ -1,8 +1,6 @@
 //! `cargo xtask cluster test`: a cluster for each CNI plugin, and the tests of `mesh-cluster-tests` on it.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -15,7 +13,7 @@ use crate::{images, process, progress, workspace::Workspace};
 pub(super) struct Options {
     /// Run only tests whose name contains one of these.
     filter: Vec<String>,
-    /// The CNI plugin of the cluster.
+    /// The CNI plugin of the cluster; both take turns.
     #[arg(long, value_enum, default_value_t = Plugins::Both)]
     cni: Plugins,
     /// How kube-proxy translates the addresses of services [default: iptables with ptp, nftables with bridge].
@@ -43,36 +41,23 @@ impl Plugins {
     }
 }
 
-/// The tests' program prints a line that begins so before those that it runs one after another.
-const ALONE: &str = "one after another";
-
-/// Runs the tests on every cluster, also after one has failed. Tests that run beside each other take all there is of the
-/// processors, those that run one after another wait, mostly: the next cluster has its turn from then on.
+/// Runs the tests on every cluster, also after one has failed.
 pub(super) fn task(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut images = prepare(workspace)?;
     images.extend(images::write_for_tests(workspace)?);
     let mut stale = workspace.command(workspace.target().join("debug/mesh-lab"));
     process::quietly(workspace, "labs of earlier runs", stale.args(["down", "--all-stale"]))?;
 
+    let mut failed = Vec::new();
     let plugins = options.cni.list();
-    let images = images.as_slice();
-    let failed = thread::scope(|scope| {
-        let mut turn: Option<Receiver<()>> = None;
-        let mut runs = Vec::new();
-        for (position, cni) in plugins.iter().enumerate() {
-            let keep = options.keep && position + 1 == plugins.len();
-            let (alone, next) = mpsc::channel();
-            let turn = turn.replace(next);
-            runs.push(scope.spawn(move || {
-                // An error is the end of the one before.
-                let _ = turn.map(|turn| turn.recv());
-                let result = on_cluster(workspace, options, *cni, keep, images, &alone);
-                result.inspect_err(|error| progress::bad(format_args!("{}: {error:#}", cni.name())))
-            }));
+    for (position, cni) in plugins.iter().enumerate() {
+        progress::heading(format_args!("Tests on a cluster with the CNI plugin {}", cni.name()));
+        let keep = options.keep && position + 1 == plugins.len();
+        if let Err(error) = on_cluster(workspace, options, *cni, keep, &images) {
+            progress::bad(format_args!("{error:#}"));
+            failed.push(cni.name());
         }
-        let ends = runs.into_iter().map(|run| run.join().is_ok_and(|result| result.is_ok()));
-        plugins.iter().zip(ends).filter(|(_, passed)| !passed).map(|(cni, _)| cni.name()).collect::<Vec<_>>()
-    });
+    }
     if !failed.is_empty() {
         bail!("tests failed with {}", failed.join(" and "));
     }
@@ -85,7 +70,6 @@ fn on_cluster(
     cni: Cni,
     keep: bool,
     images: &[PathBuf],
-    alone: &Sender<()>,
 ) -> Result<()> {
     // Between them, both plugins and both modes are seen.
     let usual = if cni == Cni::Ptp { ProxyMode::Iptables } else { ProxyMode::Nftables };
@@ -93,12 +77,7 @@ fn on_cluster(
     let cluster = Temporary::make(workspace, &format!("mesh-test-{}", cni.name()), &up, images, keep)?;
     let mut tests = workspace.command(workspace.target().join("debug/mesh-cluster-tests"));
     tests.args(["--cluster", cluster.name()]).args(chart(workspace)?).args(&options.filter);
-    let result = process::aloud_as(&format!("{:<7}", cni.name()), &mut tests, |line| {
-        if line.starts_with(ALONE) {
-            // Nobody waits for the last one.
-            let _ = alone.send(());
-        }
-    });
+    let result = process::aloud(&mut tests, |_| ());
     cluster.end()?;
     result
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mesh_lab::Machine;
 
 /// Time between connections: how exactly an effect is seen.
@@ -51,6 +51,19 @@ impl Probe {
         };
         let thread = machine.namespace().spawn("probe", work).context("the probe")?;
         Ok(Self { changes, stop, thread: Some(thread) })
+    }
+
+    /// When all connections until now were decided so, which they were first at `first`.
+    ///
+    /// # Errors
+    /// When the last one was not.
+    pub(super) fn settled(&self, outcome: Outcome, first: Instant) -> Result<Instant> {
+        let last = self.changes.try_iter().last();
+        match last {
+            None => Ok(first),
+            Some((now, at)) if now == outcome => Ok(at),
+            Some((now, _)) => bail!("connections that were {outcome:?} are {now:?} again, without a change"),
+        }
     }
 
     /// Waits until connections are decided so; returns when the first of them was.
