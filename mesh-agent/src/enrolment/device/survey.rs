@@ -125,6 +125,9 @@ impl Tables {
 }
 
 /// Removes what the node has learnt of the MAC addresses of `addresses`, each at a device; what somebody has set stays.
+///
+/// # Errors
+/// When the kernel does not say what it knows.
 pub(super) async fn forget(
     netlink: &Handle,
     addresses: &HashSet<(u32, IpAddr)>,
@@ -142,7 +145,10 @@ pub(super) async fn forget(
             place.is_some_and(|place| addresses.contains(&place)) && !set.contains(&entry.header.state)
         };
         for entry in neighbours(netlink, family).await?.into_iter().filter(learnt) {
-            netlink.neighbours().del(entry).execute().await?;
+            // One that has gone by itself is no reason to keep the others.
+            if let Err(error) = netlink.neighbours().del(entry).execute().await {
+                debug!(%error, "what the node knows of an address cannot be removed");
+            }
         }
     }
     Ok(())
