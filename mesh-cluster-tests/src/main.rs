@@ -1,8 +1,8 @@
 //! Tests of the mesh on a real Kubernetes cluster, from installing the chart to uninstalling it.
 //!
 //! `cargo xtask cluster test` makes a cluster for each CNI plugin and runs this on it. The tests of one cluster share it: those that
-//! keep to namespaces of their own run beside each other, those that disturb all of it one after another, and the one that
-//! uninstalls the chart last. A test finds the chart installed as the one before has left it.
+//! keep to namespaces of their own run beside each other, those that disturb all of it one after another, at the same time on
+//! all clusters, and the one that uninstalls the chart last. A test finds the chart installed as the one before has left it.
 
 #![allow(clippy::indexing_slicing, reason = "test code, and JSON, which has null where nothing is")]
 
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// The folder of the chart.
     #[arg(long)]
     chart: PathBuf,
+    /// Before the tests that disturb the cluster, print `paused` and wait for the end of standard input.
+    #[arg(long)]
+    pause: bool,
     /// Run only tests whose name contains one of these.
     filter: Vec<String>,
 }

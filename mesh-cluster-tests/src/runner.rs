@@ -1,5 +1,6 @@
 //! Runs the tests in their order and says how they went.
 
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anstream::println;
 use anstyle::{AnsiColor, Style};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use mesh_lab::cluster::{Chart, Cluster};
 
 use crate::Arguments;
@@ -57,6 +58,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     }
     let part = |reach| chosen.iter().filter(move |test| test.reach == reach).copied().collect::<Vec<_>>();
     let mut failed = abreast(&world, &part(Reach::Namespace));
+    if arguments.pause {
+        println!("paused");
+        io::copy(&mut io::stdin(), &mut io::sink()).context("cannot wait for the end of standard input")?;
+    }
     for test in part(Reach::Cluster).iter().chain(&part(Reach::Last)) {
         failed += usize::from(!one(&world, test));
     }

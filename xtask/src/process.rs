@@ -84,7 +84,12 @@ fn lines_of(pipe: PipeReader) -> Receiver<String> {
 
 /// Runs `command` with everything it prints to standard output shown and handed to `each_line`. Its standard
 /// error is ours.
-pub(crate) fn aloud(command: &mut Command, mut each_line: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn aloud(command: &mut Command, each_line: impl FnMut(&str)) -> Result<()> {
+    aloud_as("", command, each_line)
+}
+
+/// The same with `name` in front of every line, for programs that run beside each other.
+pub(crate) fn aloud_as(name: &str, command: &mut Command, mut each_line: impl FnMut(&str)) -> Result<()> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -93,7 +98,7 @@ pub(crate) fn aloud(command: &mut Command, mut each_line: impl FnMut(&str)) -> R
         let mut shown = std::io::stdout();
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line);
-            writeln!(shown, "{line}").context("cannot write to standard output")?;
+            writeln!(shown, "{name}{line}").context("cannot write to standard output")?;
             each_line(&line);
         }
     }

@@ -3,7 +3,8 @@
 //! First certificates, and those to replace an expired one, come before renewals; among renewals the one that
 //! expires first does. A failed request is repeated after a delay of its own that grows, so that one identity that
 //! the authority refuses does not keep the others waiting. When the authority itself seems to be away, all requests
-//! pause, and then one at a time finds out whether it is back.
+//! pause, and then one at a time finds out whether it is back: each identity in turn, so that all of them come to tell
+//! why they are not certified.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -103,9 +104,12 @@ impl Schedule {
             return Next::Wait(Some(resume));
         }
         let due = idle().filter(|(_, job)| job.at <= now);
-        let most_urgent =
-            due.min_by_key(|(_, job)| job.urgency(now)).map(|(identity, _)| Arc::clone(identity));
-        let Some(identity) = most_urgent else { return Next::Wait(None) };
+        let first = if self.trouble.is_some() {
+            due.min_by_key(|(_, job)| job.at)
+        } else {
+            due.min_by_key(|(_, job)| job.urgency(now))
+        };
+        let Some(identity) = first.map(|(identity, _)| Arc::clone(identity)) else { return Next::Wait(None) };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         if let Some(job) = self.jobs.get_mut(&identity) {

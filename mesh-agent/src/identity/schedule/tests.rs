@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 
 const START: SystemTime = SystemTime::UNIX_EPOCH;
@@ -88,6 +90,7 @@ fn while_the_authority_is_away_one_request_at_a_time_looks_for_it() {
     let mut now = START;
     let mut started = start_all(&mut schedule, now);
     assert_eq!(started.len(), 4);
+    let mut asked = BTreeSet::new();
     for _ in 0..10 {
         end(&mut schedule, &started, Outcome::Unreachable, now);
         while let Next::Wait(until) = schedule.next(now, 0) {
@@ -100,7 +103,9 @@ fn while_the_authority_is_away_one_request_at_a_time_looks_for_it() {
             schedule.jobs.iter().find_map(|(identity, job)| Some((identity.clone(), job.ticket?)));
         let (identity, ticket) = under_way.unwrap();
         started = vec![(identity.service_account().to_string(), ticket)];
+        asked.insert(identity);
     }
+    assert_eq!(asked.len(), 4, "each in turn");
     end(&mut schedule, &started, Outcome::Certified(now + HOUR), now);
     let later = now + Duration::from_secs(60);
     assert_eq!(start_all(&mut schedule, later).len(), 3, "all others at once");
