@@ -1,4 +1,5 @@
-//! Lets the kernel pass connections between pods of this node, and answers for them as if the agent had relayed them.
+//! Lets the kernel pass connections that need nothing done with their bytes, between pods of this node, or between one and
+//! somebody elsewhere, in plain text; and answers for them as if the agent had relayed them.
 //!
 //! The proxy *proposes*: a connection it has just authorized was one that needs no proxy. From then on everything is
 //! decided here, by the same pure functions the proxy uses ([`decide`]), and kept true:
@@ -8,7 +9,8 @@
 //!   first, all of them, and only then are the connections ended that live on them;
 //! - what the kernel tells of connections becomes records like those of the proxy (`live`);
 //! - once a second all flows are gone through (`sweep`): for their counts, for what was not told because the ring was
-//!   full, and for connections that nobody uses any more.
+//!   full, and for connections that nobody uses any more;
+//! - verdicts that no connection lives on are given up after a while (`unused`).
 //!
 //! While no agent is there, verdicts hold: they are the last good policy, as the cached configuration is. A pod that
 //! fails closed is as closed as that policy says. The next agent decides all of them again before it does anything else.
@@ -19,6 +21,7 @@
 pub mod decide;
 mod live;
 mod sweep;
+mod unused;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +43,7 @@ use crate::telemetry::{ConnectionEnd, ConnectionObserver};
 use decide::{Ruling, rule};
 use live::Live;
 use sweep::Waiting;
+use unused::Unused;
 
 /// Proposals that wait to be decided. One that finds no room is made again by the next connection.
 const PROPOSALS: usize = 1024;
@@ -100,7 +104,8 @@ pub fn proposals(enabled: bool) -> (PassageProposals, ProposalQueue) {
 }
 
 impl PassageProposals {
-    /// Proposes that connections like this one pass: from a pod of this node to another, at its own address and port.
+    /// Proposes that connections like this one pass: from `client` to the server's own address and port, one of them a pod of
+    /// this node.
     /// Whether they do is decided elsewhere; nothing is waited for here.
     pub fn propose(&self, client: IpAddr, server: SocketAddr) {
         let Some(queue) = &self.queue else { return };
@@ -159,6 +164,7 @@ pub struct Passages {
     opened_to: OpenedTo,
     live: Live,
     waiting: Waiting,
+    unused: Unused,
     counts: Arc<PassageCounts>,
     /// Since when connections are looked after here, on the kernel's clock.
     since: Duration,
@@ -185,6 +191,7 @@ impl Passages {
             opened_to: inputs.steering.opened_to(),
             live: Live::new(Arc::clone(&inputs.observer), Arc::clone(&counts)),
             waiting: Waiting::default(),
+            unused: Unused::default(),
             since: monotonic(),
             inputs,
             counts,
@@ -238,7 +245,7 @@ impl Passages {
     fn consider(&mut self, key: PassageKey) -> Result<(), SteeringError> {
         let (snapshot, pods) = (self.inputs.snapshot.load(), self.inputs.pods.load());
         let Ruling::Pass(parties) = rule(&snapshot, &pods, key) else { return Ok(()) };
-        if self.inputs.steering.allow_passage(key, &parties.client.pod.uid, &parties.server.pod.uid)? {
+        if self.inputs.steering.allow_passage(key, parties.client.uid(), parties.server.uid())? {
             debug!(source = %key.source, destination = %key.destination, "connections pass in the kernel");
             self.counts.allowed.fetch_add(1, Ordering::Relaxed);
         }

@@ -258,17 +258,17 @@ impl Steering {
         explain::explain(&self.lock().maps, source, destination)
     }
 
-    /// Lets new connections pass in the kernel, between two pods that were found to be these when it was decided. Says
-    /// whether they do: not if the pods are others by now, are not steered for such a connection, are behind devices that
-    /// are not known, or if there is no room for another verdict.
+    /// Lets new connections pass in the kernel, between two ends that were found to be these pods when it was decided, or
+    /// no pods of this node. Says whether they do: not if the ends are others by now, if no pod is steered for such a
+    /// connection, is behind a device that is not known, or if there is no room for another verdict.
     ///
     /// # Errors
     /// If the kernel refuses; nothing passes then.
     pub fn allow_passage(
         &self,
         passage: PassageKey,
-        source_uid: &str,
-        destination_uid: &str,
+        source_uid: Option<&str>,
+        destination_uid: Option<&str>,
     ) -> Result<bool, SteeringError> {
         let State { maps, passages, members, .. } = &mut *self.lock();
         let PassageKey { source, destination } = passage;

@@ -28,7 +28,7 @@ pub use maps::{
 pub use outcome::{Effect, Outcome};
 pub use passage::{
     End, FlowEvent, FlowEventKind, FlowKey, FlowState, Progress, Segment, Side, SideFlags, TcpFlags, Verdict,
-    VerdictKey, can_pass, may_have_passed,
+    VerdictKey, can_pass,
 };
 pub use spread::spread;
 

@@ -69,7 +69,7 @@ outcomes! {
     NoSocket = "pass_no_socket", Pass;
     /// A new connection that should be captured, but no agent listens and the pod fails open.
     FailOpen = "pass_fail_open", Pass;
-    /// A new connection between pods of this node that a verdict lets pass.
+    /// A new connection that a verdict lets pass.
     Verdict = "pass_verdict", Pass;
     /// A packet of a connection that a verdict let pass.
     Flow = "pass_flow", Pass;

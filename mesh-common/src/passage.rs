@@ -1,8 +1,10 @@
-//! Passage: connections between two pods of this node that the kernel lets through on the agent's word.
+//! Passage: connections that the kernel lets through on the agent's word.
 //!
 //! The agent decides once for a source, a destination and a port, and leaves a [`Verdict`]. The next SYN that finds it
-//! starts a flow ([`FlowState`]), and its packets go straight from pod to pod; `steer` counts them, for each passes the ingress
-//! of its sender's device, and of no other.
+//! starts a flow ([`FlowState`]), and its packets do not go to the agent. Between two pods of this node they go straight from
+//! pod to pod; `steer` counts them, for each passes the ingress of its sender's device, and of no other. Where the other end
+//! is elsewhere, `steer` counts them as well, at whatever device they come in, or `guard` does, if the node has
+//! translated their addresses meanwhile.
 //!
 //! A verdict has a *generation*, kept apart from it in a slot of its own. A flow remembers the generation it was
 //! opened under, and every packet compares the two: so one write by the agent takes the verdict back for all flows
@@ -58,19 +60,21 @@ pub struct Verdict {
 
 const _: () = assert!(size_of::<Verdict>() == 8);
 
-/// Whether connections between two pods can be passed at all: both are steered, and behind devices that are known,
-/// where every packet of theirs is seen, and nobody else's.
+/// Whether connections between two ends can be passed at all. One is a steered pod, behind a device that is known, where
+/// every packet of it is seen, and nobody else's; so is the other, behind another device, or it is no pod of this node.
 #[inline(always)]
 pub const fn can_pass(source: &Pod, destination: &Pod) -> bool {
-    source.is_enrolled()
-        && destination.is_enrolled()
-        && source.device != 0
-        && destination.device != 0
-        && source.device != destination.device
+    (is_steered(source) && is_steered(destination) && source.device != destination.device)
+        || (is_steered(source) && is_elsewhere(destination))
+        || (is_elsewhere(source) && is_steered(destination))
 }
 
-/// Whether two pods may have a connection that was passed: as [`can_pass`], but one may have left the mesh since.
 #[inline(always)]
-pub const fn may_have_passed(source: &Pod, destination: &Pod) -> bool {
-    source.may_have_captured() && destination.may_have_captured()
+const fn is_steered(pod: &Pod) -> bool {
+    pod.is_enrolled() && pod.device != 0
+}
+
+#[inline(always)]
+const fn is_elsewhere(pod: &Pod) -> bool {
+    pod.id == Pod::UNKNOWN.id
 }

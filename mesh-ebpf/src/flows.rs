@@ -1,4 +1,4 @@
-//! Passes connections between pods of this node that the agent has a verdict for, and counts what they carry.
+//! Passes connections that the agent has a verdict for, and counts what they carry.
 
 use core::arch::asm;
 
@@ -15,29 +15,31 @@ use mesh_common::{
 use crate::counters::count;
 use crate::maps::{FLOW_EVENTS, FLOWS, GENERATIONS, VERDICTS, device};
 use crate::parse::Packet;
-use crate::reset::reset_both_ends;
+use crate::reset::{Back, reset_both_ends};
 use crate::socket::agent_speaks_for;
 
 /// Where a new flow is put together, for which the stack is too small.
 #[map]
 static NEW_FLOW: PerCpuArray<FlowState> = PerCpuArray::with_max_entries(1, 0);
 
+/// No device has this index.
+pub(crate) const NO_DEVICE: u32 = 0;
 /// Where the source is in an Ethernet header.
 const SOURCE_MAC: usize = 6;
 
-/// What becomes of a packet of a passed connection.
+/// What becomes of a packet of a passed connection, and whether it goes to a pod of this node.
 #[derive(Clone, Copy)]
 pub(crate) enum Followed {
     /// It belongs to no such.
     NoFlow,
     /// It goes on, and is counted: straight into the pod behind a device, or, where that is 0, through the node's IP stack.
-    Passes { into: u32 },
+    Passes { into: u32, to_pod: bool },
     /// It may not go on, nor may its connection; its receiver expects this number. To be [`cut`].
-    Ends { expected: u32 },
+    Ends { expected: u32, to_pod: bool },
 }
 
-/// What becomes of a packet. None that came in on device `index` belongs to a connection whose sender is behind another; 0 is
-/// any device, for a packet whose sender is known to be who it says.
+/// What becomes of a packet. None that came in on device `index` belongs to a connection whose sender is behind another;
+/// [`NO_DEVICE`] is any device, for a packet whose sender is known to be who it says, or is elsewhere.
 #[inline(never)]
 pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
     let (key, sender) = key(packet);
@@ -45,18 +47,23 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
     // SAFETY: the element stays valid while the program runs. Another CPU may write to it; each field is an integer, and
     // the state is made for that (see `mesh_common`).
     let flow = unsafe { &mut *flow };
-    if index != 0 && flow.both(sender).0.device != index {
+    if index != NO_DEVICE && flow.both(sender).0.device != index {
+        return Followed::NoFlow;
+    }
+    // It would be a connection in the other direction, about which something else may have been decided.
+    if packet.opens() && flow.client != sender as u32 {
         return Followed::NoFlow;
     }
     count_packets(ctx, flow.both(sender).0);
     let segment = packet.segment();
     let into = if packet.opens() { 0 } else { shortcut(flow, sender) };
+    let to_pod = flow.both(sender).1.device != NO_DEVICE;
     if !holds(flow.slot, flow.generation) {
         // A reset on its way does what is to be done.
         if segment.flags.has(TcpFlags::RST) {
-            return Followed::Passes { into };
+            return Followed::Passes { into, to_pod };
         }
-        return Followed::Ends { expected: flow.side(sender).next() };
+        return Followed::Ends { expected: flow.side(sender).next(), to_pod };
     }
     if packet.opens() && flow.is_broken() {
         // The tuple is taken again.
@@ -67,7 +74,7 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
         flow.both(sender).0.mac = source_mac(ctx);
     }
     let kind = match flow.advance(sender, &segment) {
-        Progress::None => return Followed::Passes { into },
+        Progress::None => return Followed::Passes { into, to_pod },
         Progress::Opened => FlowEventKind::Opened,
         Progress::Broken => FlowEventKind::Broken,
         Progress::Ended => FlowEventKind::Ended,
@@ -76,7 +83,7 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
     if tell(&key, flow, kind) && kind == FlowEventKind::Ended {
         let _ = FLOWS.remove(&key);
     }
-    Followed::Passes { into }
+    Followed::Passes { into, to_pod }
 }
 
 /// The device of the pod that a packet is put into, or 0.
@@ -102,8 +109,8 @@ fn admits_shortcut(index: u32) -> bool {
 
 /// Turns a packet of a connection that may not go on into its end.
 #[inline(never)]
-pub(crate) fn cut(ctx: &TcContext, packet: &Packet, expected: u32) -> Outcome {
-    if reset_both_ends(ctx, packet, &packet.segment(), expected) { Outcome::Cut } else { Outcome::Rewrite }
+pub(crate) fn cut(ctx: &TcContext, packet: &Packet, expected: u32, back: Back) -> Outcome {
+    if reset_both_ends(ctx, packet, &packet.segment(), expected, back) { Outcome::Cut } else { Outcome::Rewrite }
 }
 
 /// Passes a new connection, if there is a verdict that it may.

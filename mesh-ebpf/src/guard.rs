@@ -9,6 +9,9 @@
 //! the answers of the connection it has translated, and translates them back. What was turned around it must not see a second
 //! time: it would take it for another connection with the same addresses.
 //!
+//! **What passes** on a verdict of the agent's and was translated on its way in is followed here, where it has the addresses
+//! that the pod's own packets have.
+//!
 //! **The kubelet** passes: its probes must not depend on policy. It is known by the cgroup of its sockets. Only first
 //! packets are asked for it, later ones follow them.
 
@@ -25,9 +28,11 @@ use mesh_common::{
 };
 
 use crate::counters::count;
+use crate::flows::{self, Followed, NO_DEVICE};
 use crate::listeners::agent_listens;
 use crate::maps::{KernelTables, LOOPBACK, config, device};
 use crate::parse::{Packet, hidden_destination, parse};
+use crate::reset::Back;
 use crate::socket::{Connection, connection};
 
 #[map]
@@ -78,6 +83,11 @@ fn decide(ctx: &TcContext) -> Option<Outcome> {
     let is_elsewhere = destination.device != 0 && destination.device != index;
     if !destination.may_have_captured() || is_elsewhere {
         return None;
+    }
+    match flows::follow(ctx, packet, NO_DEVICE) {
+        Followed::NoFlow => {}
+        Followed::Passes { .. } => return Some(Outcome::Flow),
+        Followed::Ends { expected, .. } => return Some(flows::cut(ctx, packet, expected, Back::In)),
     }
     if packet.opens() {
         new_connection(ctx, &config, packet, &destination, ingress)

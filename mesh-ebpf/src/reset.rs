@@ -6,7 +6,7 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use mesh_common::{Address, Family, Segment, TcpFlags};
@@ -42,10 +42,27 @@ enum Way {
     Back,
 }
 
+/// How a reset gets back to the sender of a packet.
+#[repr(u64)]
+#[derive(Clone, Copy)]
+pub(crate) enum Back {
+    /// Out of the device that the packet came in on.
+    Out = 0,
+    /// Into the device that the packet was to leave by, as if its receiver had sent it: the node sends it on, and
+    /// translates it back if it has translated the packet.
+    In = BPF_F_INGRESS as u64,
+}
+
 /// Sends a reset back to the sender and makes the packet itself one for the receiver, which expects the number
 /// `expected`. If this fails, the packet must not go on.
 #[inline(always)]
-pub(crate) fn reset_both_ends(ctx: &TcContext, packet: &Packet, segment: &Segment, expected: u32) -> bool {
+pub(crate) fn reset_both_ends(
+    ctx: &TcContext,
+    packet: &Packet,
+    segment: &Segment,
+    expected: u32,
+    back: Back,
+) -> bool {
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (protocol, device) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).ifindex) };
     // Pods are behind Ethernet devices; on another kind everything below would be off by a header.
@@ -69,7 +86,7 @@ pub(crate) fn reset_both_ends(ctx: &TcContext, packet: &Packet, segment: &Segmen
     let pseudo = sum(&pseudo);
     let acknowledged = segment.flags.has(TcpFlags::ACK).then_some(segment.acknowledgement);
     write(ctx, packet, tcp, pseudo, Way::Back, acknowledged.unwrap_or_default(), Some(segment.end()))
-        && ctx.clone_redirect(device, 0).is_ok()
+        && ctx.clone_redirect(device, back as u64).is_ok()
         && write(ctx, packet, tcp, pseudo, Way::On, expected, acknowledged)
 }
 

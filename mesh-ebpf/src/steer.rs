@@ -13,14 +13,14 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
     Arrival, Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
-    may_have_passed,
 };
 
 use crate::counters::count;
-use crate::flows::{self, Followed};
+use crate::flows::{self, Followed, NO_DEVICE};
 use crate::listeners::agent_listens;
 use crate::maps::{KernelTables, config, device};
 use crate::parse::{Packet, parse};
+use crate::reset::Back;
 use crate::socket::{Connection, connection};
 
 /// On to the next program; the value means the same to tcx (`TCX_NEXT`) and to clsact.
@@ -31,9 +31,6 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// Addressed to the node (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
-
-/// No device has this index.
-const NO_DEVICE: u32 = 0;
 
 /// The way of a packet that passes.
 struct Onward {
@@ -105,13 +102,13 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
     if owner != 0 {
         match flows::follow(ctx, packet, index) {
             Followed::NoFlow => {}
-            Followed::Passes { into } => {
-                *onward = Onward { into, to_enrolled: true };
+            Followed::Passes { into, to_pod } => {
+                *onward = Onward { into, to_enrolled: to_pod };
                 return Outcome::Flow;
             }
-            Followed::Ends { expected } => {
-                *onward = Onward { into: flows::shortcut_of(packet), to_enrolled: true };
-                return flows::cut(ctx, packet, expected);
+            Followed::Ends { expected, to_pod } => {
+                *onward = Onward { into: flows::shortcut_of(packet), to_enrolled: to_pod };
+                return flows::cut(ctx, packet, expected, Back::Out);
             }
         }
     }
@@ -121,18 +118,16 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
         Gate::Pass(outcome) | Gate::Drop(outcome) => return outcome,
     };
     onward.to_enrolled = destination.may_have_captured();
-    // The device is another now, or nobody's since its pod left the mesh.
-    if may_have_passed(&source, &destination) {
-        match flows::follow(ctx, packet, NO_DEVICE) {
-            Followed::NoFlow => {}
-            Followed::Passes { into } => {
-                onward.into = into;
-                return Outcome::Flow;
-            }
-            Followed::Ends { expected } => {
-                onward.into = flows::shortcut_of(packet);
-                return flows::cut(ctx, packet, expected);
-            }
+    // Its sender is elsewhere, or the device is another now, or nobody's since its pod left the mesh.
+    match flows::follow(ctx, packet, NO_DEVICE) {
+        Followed::NoFlow => {}
+        Followed::Passes { into, .. } => {
+            onward.into = into;
+            return Outcome::Flow;
+        }
+        Followed::Ends { expected, .. } => {
+            onward.into = flows::shortcut_of(packet);
+            return flows::cut(ctx, packet, expected, Back::Out);
         }
     }
     let outcome = if packet.opens() {

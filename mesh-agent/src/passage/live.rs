@@ -85,10 +85,16 @@ impl Live {
 
     /// A connection never was open: the server refused it.
     pub(super) fn refused(&mut self, flow: &FlowId, parties: &Parties, origin: &Origin) {
-        let end = ConnectionEnd {
-            flag: ResponseFlag::UpstreamConnectionFailure,
-            detail: Some(format!("{} refused the connection", flow.server)),
-        };
+        self.failed(flow, parties, origin, format!("{} refused the connection", flow.server));
+    }
+
+    /// The same, because nobody answered.
+    pub(super) fn unanswered(&mut self, flow: &FlowId, parties: &Parties, origin: &Origin) {
+        self.failed(flow, parties, origin, format!("{} did not answer", flow.server));
+    }
+
+    fn failed(&mut self, flow: &FlowId, parties: &Parties, origin: &Origin, detail: String) {
+        let end = ConnectionEnd { flag: ResponseFlag::UpstreamConnectionFailure, detail: Some(detail) };
         for record in self.records(flow, parties, origin, &Arc::default()) {
             self.observer.closed(&record, &end);
         }
@@ -139,10 +145,11 @@ impl Live {
         traffic: &Arc<Traffic>,
     ) -> Vec<Arc<ConnectionRecord>> {
         let opened_to = origin.as_ref().map_or(flow.server, |(address, _)| *address);
-        let server_side = (Direction::Inbound, flow.server);
-        let sides = match parties.direction {
-            Direction::Outbound => vec![(Direction::Outbound, opened_to), server_side],
-            Direction::Inbound => vec![server_side],
+        let client_side = (parties.direction == Direction::Outbound).then_some((Direction::Outbound, opened_to));
+        let server_side = parties.server.pod.as_ref().map(|_| (Direction::Inbound, flow.server));
+        let security = match parties.are_of_one_node() {
+            true => ConnectionSecurity::SameNode,
+            false => ConnectionSecurity::None,
         };
         let age = monotonic().saturating_sub(Duration::from_nanos(flow.opened));
         let record = |(direction, original_destination)| {
@@ -155,7 +162,7 @@ impl Live {
                 destination: Some(peer(flow.server, &parties.server)),
                 service: origin.as_ref().map(|(_, service)| Arc::clone(service)),
                 transport: Transport::Kernel,
-                security: ConnectionSecurity::SameNode,
+                security,
                 attempts: 1,
                 worker: 0,
                 opened_at: SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -163,7 +170,7 @@ impl Live {
                 traffic: Arc::clone(traffic),
             })
         };
-        sides.into_iter().map(record).collect()
+        client_side.into_iter().chain(server_side).map(record).collect()
     }
 }
 
@@ -191,5 +198,5 @@ pub(super) fn end(state: &FlowState) -> ConnectionEnd {
 }
 
 fn peer(address: SocketAddr, party: &Party) -> Peer {
-    Peer { address, workload: party.workload.clone(), identity: Some(Arc::clone(&party.identity)) }
+    Peer { address, workload: party.workload.clone(), identity: party.identity.clone() }
 }

@@ -82,11 +82,14 @@ impl Passages {
                 self.forget_when_quiet(flow, &state, QUIET)?;
             } else if state.is_open() {
                 self.goes_on(flow, &state)?;
-            } else {
-                self.forget_when_quiet(flow, &state, UNANSWERED)?;
+            } else if self.forget_when_quiet(flow, &state, UNANSWERED)?
+                && let Some((parties, origin)) = self.facts(&flow)
+            {
+                self.live.unanswered(&flow, &parties, &origin);
             }
         }
         self.waiting.0.retain(|flow, _| seen.contains(flow));
+        self.give_up_unused(&seen)?;
         for flow in self.live.missing(&seen) {
             // Its end could not be told, for the ring was full; or it was missed among the others.
             if self.inputs.steering.flow(&flow).is_none() {
@@ -125,17 +128,40 @@ impl Passages {
         {
             debug!(%error, client = %flow.client, server = %flow.server, "ends with its next packet only");
         }
-        self.forget_when_quiet(flow, state, QUIET)
+        self.forget_when_quiet(flow, state, QUIET).map(drop)
     }
 
+    /// Says whether it was forgotten.
     fn forget_when_quiet(
         &mut self,
         flow: FlowId,
         state: &FlowState,
         time: Duration,
-    ) -> Result<(), SteeringError> {
-        if self.waiting.is_quiet(flow, state, time) {
+    ) -> Result<bool, SteeringError> {
+        let quiet = self.waiting.is_quiet(flow, state, time);
+        if quiet {
             self.inputs.steering.forget_flow(&flow)?;
+        }
+        Ok(quiet)
+    }
+
+    /// Gives up verdicts that no connection has lived on for long, in two steps: first none opens on it any more, and
+    /// the next time, when none has after all, it goes.
+    fn give_up_unused(&mut self, flows: &HashSet<FlowId>) -> Result<(), SteeringError> {
+        let now = Instant::now();
+        if !self.unused.is_due(now) {
+            return Ok(());
+        }
+        let steering = &self.inputs.steering;
+        let verdicts = steering.passages();
+        let used = flows.iter().map(FlowId::passage).collect();
+        let unused = self.unused.look(verdicts.iter().map(|(key, _)| *key), &used, now);
+        for (key, in_force) in verdicts.into_iter().filter(|(key, _)| unused.contains(key)) {
+            if in_force {
+                steering.suspend_passage(key)?;
+            } else {
+                steering.revoke_passage(key)?;
+            }
         }
         Ok(())
     }

@@ -313,10 +313,10 @@ impl Dialling<'_> {
 
     async fn connect(&self, upstream: &Upstream, deadline: Instant) -> Result<Stream, AttemptError> {
         let Self { worker, .. } = *self;
-        // To a pod of this node the client may have a connection of its own, from any port: one that passes in the
-        // kernel. With the same port the two could not be told apart, and the answers would go there.
-        let is_local = upstream.server_side.is_some();
-        let taken = |local: SocketAddr| is_local && worker.passage.passes(local, upstream.address);
+        // The client may have a connection of its own there, from any port: one that passes in the kernel. With the same
+        // port the two could not be told apart, and the answers would go to the client.
+        let as_client = upstream.source.preserved().is_some();
+        let taken = |local: SocketAddr| as_client && worker.passage.passes(local, upstream.address);
         let source = Source::of(upstream.source.preserved(), self.origin.arrival);
         let connecting = socket::connect_clear_of(upstream.address, source, &worker.settings, taken);
         let outcome = timeout_at(deadline.into(), connecting)

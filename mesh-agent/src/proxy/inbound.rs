@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use mesh_common::Arrival;
+
 use super::authorize::authorize;
 use super::connection::{Accepted, Identified, Origin, Refused, Server, relay_to, while_client_waits};
 use super::dial::dial;
@@ -12,6 +14,7 @@ use super::worker::Worker;
 /// them: the client sees a refusal at once.
 pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>, identified: Box<Identified>) {
     let mut report = Report::new(&worker, &accepted.origin, &identified);
+    let may_pass = may_pass(&accepted.origin, &identified);
 
     // Authorize, connect. Boxed: it takes room that is given back before the relay, which may last for days.
     let opening = Box::pin(open(&worker, &accepted.origin, identified, &mut report));
@@ -19,6 +22,11 @@ pub(super) async fn serve(worker: Rc<Worker>, accepted: Box<Accepted>, identifie
         Ok(server) => server,
         Err(refused) => return report.refused(&refused),
     };
+
+    // Later ones like it may do without the agent, if it adds nothing to them
+    if may_pass {
+        worker.passage.propose(accepted.origin.client.ip(), accepted.origin.destination);
+    }
 
     // Relay, with no more than that takes
     let Accepted { mut stream, .. } = *accepted;
@@ -55,4 +63,10 @@ pub(super) async fn open(
     let traffic = report.opened(&dialled.upstream, dialled.peer.as_ref(), dialled.attempts);
     let _hold = (dialled.active, [Some(of_node), of_pod, dialled.permit]);
     Ok(Server { stream: dialled.stream, traffic, guard, _hold })
+}
+
+/// Whether connections like this one may be worth a proposal: from elsewhere, in plain text, and to the very address that
+/// their packets come in with. Passage itself decides.
+fn may_pass(origin: &Origin, identified: &Identified) -> bool {
+    origin.arrival == Arrival::Steered && identified.pods.by_address(origin.client.ip()).is_none()
 }

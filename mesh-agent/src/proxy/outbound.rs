@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::connection::{Accepted, Identified, Origin, Refused, Server, relay_to, while_client_waits};
+use super::decision::{Decision, Path, Upstream};
 use super::dial::dial;
 use super::report::Report;
 use super::worker::Worker;
@@ -45,13 +46,26 @@ async fn open(
     let dialled = dial(worker, origin, &identified, target).await?;
 
     // Later ones like it may do without the agent, if it adds nothing to them
-    let upstream = &dialled.upstream;
-    if upstream.server_side.is_some() && upstream.source.preserved() == Some(origin.client.ip()) {
-        worker.passage.propose(origin.client.ip(), upstream.address);
+    if may_pass(origin, &identified.decision, &dialled.upstream) {
+        worker.passage.propose(origin.client.ip(), dialled.upstream.address);
     }
 
     // Report that it is open
     let traffic = report.opened(&dialled.upstream, dialled.peer.as_ref(), dialled.attempts);
     let _hold = (dialled.active, [Some(of_node), of_pod, dialled.permit]);
     Ok(Server { stream: dialled.stream, traffic, guard: dialled.guard, _hold })
+}
+
+/// Whether connections to where this one came to may be worth a proposal. Passage itself decides.
+fn may_pass(origin: &Origin, decision: &Decision, upstream: &Upstream) -> bool {
+    match upstream.path {
+        // The kernel may have chosen the endpoint.
+        Path::SameNode => {
+            upstream.server_side.is_some() && upstream.source.preserved() == Some(origin.client.ip())
+        }
+        Path::Remote | Path::Passthrough => {
+            decision.service.is_none() && upstream.address == origin.destination
+        }
+        Path::Tunnel | Path::Waypoint | Path::NetworkGateway => false,
+    }
 }

@@ -180,10 +180,13 @@ impl Maps {
 }
 
 impl Maps {
-    /// Whether a new connection between two pods of this node would go through the agent, and could pass.
+    /// Whether a new connection between two ends would go through the agent, and could pass. What the node itself takes
+    /// part in is none: it comes in nowhere, or goes no further.
     pub(super) fn steers_between(&self, source: &Address, destination: &Address, port: u16) -> bool {
-        let (Some(from), Some(to)) = (self.pod(source), self.pod(destination)) else { return false };
-        can_pass(&from, &to) && judge(self, &from, &to, destination, port).is_some()
+        let of_pod = |address| self.pod(address).unwrap_or(Pod::UNKNOWN);
+        let (from, to) = (of_pod(source), of_pod(destination));
+        let of_node = [source, destination].into_iter().any(|address| self.is_host_address(address));
+        !of_node && can_pass(&from, &to) && judge(self, &from, &to, destination, port).is_some()
     }
 }
 

@@ -49,9 +49,13 @@ impl Members {
         self.by_uid.iter().find(|(_, member)| member.id == id).map(|(uid, _)| uid)
     }
 
-    /// Whether the address is a pod's.
-    pub(super) fn owns(&self, uid: &str, address: IpAddr) -> bool {
-        self.by_uid.get(uid).is_some_and(|member| member.addresses.contains(&address.into()))
+    /// Whether the address is this pod's; without a pod, whether it is none's of this node.
+    pub(super) fn owns(&self, uid: Option<&str>, address: IpAddr) -> bool {
+        let address = address.into();
+        match uid {
+            Some(uid) => self.by_uid.get(uid).is_some_and(|member| member.addresses.contains(&address)),
+            None => !self.addresses.contains_key(&address),
+        }
     }
 
     /// The devices of the pods that are, or were, enrolled.
@@ -91,9 +95,7 @@ impl Members {
         for address in &wanted {
             let former = self.addresses.get(address);
             if former != Some(&entry) {
-                if let Some(former) = former {
-                    passages.address_changes(address, former, Some(&entry))?;
-                }
+                passages.address_changes(address, former, Some(&entry))?;
                 maps.set_pod(address, entry)?;
                 self.addresses.insert(*address, entry);
             }
@@ -197,7 +199,7 @@ impl Members {
         address: &Address,
     ) -> Result<(), SteeringError> {
         if let Some(pod) = self.addresses.get(address).filter(|pod| pod.id == id) {
-            passages.address_changes(address, pod, None)?;
+            passages.address_changes(address, Some(pod), None)?;
             maps.remove_pod(address)?;
             self.addresses.remove(address);
         }

@@ -23,10 +23,10 @@ use super::maps::{collect, ignore_missing, take};
 pub use flows::{FlowEvents, FlowId, FlowReader};
 pub(super) use provoke::Provocation;
 
-/// The connections that one verdict is about: from a pod to a port of another, both on this node.
+/// The connections that one verdict is about: from an address to a port of another. One at least is a pod's of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PassageKey {
-    /// The pod that opens them.
+    /// Who opens them.
     pub source: IpAddr,
     /// Where they lead.
     pub destination: SocketAddr,
@@ -131,14 +131,16 @@ impl Passages {
         self.known.iter().map(|(key, known)| ((*key).into(), known.in_force)).collect()
     }
 
-    /// To be told before what is known of an address changes: whose it is must not be mistaken.
+    /// To be told before what is known of an address changes: whose it is must not be mistaken. An address without a pod
+    /// is elsewhere.
     pub(super) fn address_changes(
         &mut self,
         address: &Address,
-        former: &Pod,
+        former: Option<&Pod>,
         next: Option<&Pod>,
     ) -> Result<(), SteeringError> {
-        let same_pod = next.is_some_and(|next| next.id == former.id && next.device == former.device);
+        let place = |pod: &Pod| (pod.id, pod.device);
+        let same_pod = former.map(place) == next.map(place);
         let concerned: Vec<VerdictKey> = self
             .known
             .keys()

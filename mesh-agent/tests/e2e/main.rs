@@ -11,6 +11,7 @@
 mod around;
 mod availability;
 mod capture;
+mod elsewhere;
 mod enrolment;
 mod identities;
 mod leaks;

@@ -136,7 +136,7 @@ fn counted(world: &World, source: SocketAddr, to_server: u64, to_client: u64) {
 }
 
 /// Sends bytes and takes them back.
-fn echo(mut stream: &TcpStream, bytes: usize) {
+pub(crate) fn echo(mut stream: &TcpStream, bytes: usize) {
     // `who` made the connection one of lines.
     let sent = [vec![b'x'; bytes - 1], vec![b'\n']].concat();
     let mut back = vec![0; bytes];
@@ -146,7 +146,7 @@ fn echo(mut stream: &TcpStream, bytes: usize) {
 }
 
 /// Asks who answers, and returns the length of the answer.
-fn answer_length(stream: &TcpStream) -> u64 {
+pub(crate) fn answer_length(stream: &TcpStream) -> u64 {
     let mut line = serde_json::to_string(&who(stream).unwrap()).unwrap();
     line.push('\n');
     line.len().try_into().unwrap()

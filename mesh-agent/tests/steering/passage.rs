@@ -28,7 +28,7 @@ fn quiet_passage(node: &Node, family: Family) -> PassageKey {
 }
 
 fn allow(node: &Node, agent: &Agent, key: PassageKey) {
-    assert!(agent.steering.allow_passage(key, &node.pod("a").uid, &node.pod("b").uid).unwrap());
+    assert!(agent.steering.allow_passage(key, Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap());
 }
 
 /// An agent that knows `a` and `b` and has verdicts from the one to both ports of the other.
@@ -213,7 +213,7 @@ fn a_pod_that_is_gone_takes_its_verdicts_with_it() {
     let mut other = node.pod("b");
     other.uid = "test//Pod/default/other".into();
     node.enrol(&agent, &other);
-    assert!(!agent.steering.allow_passage(id.passage(), &node.pod("a").uid, &node.pod("b").uid).unwrap());
+    assert!(!agent.steering.allow_passage(id.passage(), Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap());
     assert_eq!(node.call("a", "b", Family::V4).unwrap().who, "agent");
 }
 
@@ -236,17 +236,17 @@ fn what_cannot_pass_is_not_allowed() {
     let (a, mut b) = (node.pod("a"), node.pod("b"));
     node.enrol(&agent, &a);
     let key = passage(&node, "a", "b", Family::V4);
-    let allowed = || agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap();
+    let allowed = || agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap();
     assert!(!allowed(), "not known");
     node.enrol(&agent, &node.known_pod("b"));
     assert!(!allowed(), "not enrolled");
     b.device = None;
     node.enrol(&agent, &b);
-    assert!(!agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap(), "its device is not known");
+    assert!(!agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap(), "its device is not known");
     node.enrol(&agent, &node.pod("b"));
-    assert!(agent.steering.allow_passage(key, &a.uid, &b.uid).unwrap());
+    assert!(agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap());
     let stranger = passage(&node, "a", "outside", Family::V4);
-    assert!(!agent.steering.allow_passage(stranger, &a.uid, &b.uid).unwrap());
+    assert!(!agent.steering.allow_passage(stranger, Some(&a.uid), Some(&b.uid)).unwrap());
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn a_refused_and_a_broken_connection_are_told() {
             destination: SocketAddr::new(node.address("b", family), 9),
             ..passage(&node, "a", "b", family)
         };
-        assert!(agent.steering.allow_passage(closed, &node.pod("a").uid, &node.pod("b").uid).unwrap());
+        assert!(agent.steering.allow_passage(closed, Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap());
         let local = SocketAddr::new(node.address("a", family), 41_000);
         let error = node.connect_from("a", local, closed.destination).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

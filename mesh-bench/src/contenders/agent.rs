@@ -64,7 +64,7 @@ impl AgentSetup {
         match self.way {
             Way::Tunnel | Way::Kernel | Way::Relay => mesh.apply("policy.yaml", POLICY)?,
             // Who comes from another node without a tunnel is nobody, and policy in his name would deny him.
-            Way::Plain => mesh.apply("policy.yaml", PLAIN)?,
+            Way::Plain | Way::PlainRelay => mesh.apply("policy.yaml", PLAIN)?,
             Way::Past => {}
         }
         mesh.start()?;

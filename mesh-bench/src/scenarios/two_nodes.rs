@@ -11,9 +11,11 @@ const PLACE: Place = Place::OtherNode;
 /// Between the nodes everything is plain text.
 pub(super) fn plain(bench: &mut Bench) -> Result<()> {
     let mesh = agent(Way::Plain);
+    let arguments = &["--in-kernel-passage", "off"];
+    let proxied = AgentSetup { name: "mesh-agent-proxied", way: Way::PlainRelay, arguments, ..mesh };
     matchup::run(
         bench,
-        &Matchup { scenario: "two-nodes-plain", place: PLACE, meshes: &[mesh], steps: Steps::All },
+        &Matchup { scenario: "two-nodes-plain", place: PLACE, meshes: &[mesh, proxied], steps: Steps::All },
     )
 }
 

@@ -144,7 +144,8 @@ pub struct Side {
     pub acknowledged: u32,
     /// Sequence number after its FIN.
     pub finished: u32,
-    /// Interface index of the device its packets come in on: the pod's, when the flow was opened.
+    /// Interface index of the device its packets come in on: the pod's, when the flow was opened. 0 for an end that is
+    /// elsewhere, whose packets may come in anywhere.
     pub device: u32,
     /// Its hardware address.
     pub mac: [u8; 6],

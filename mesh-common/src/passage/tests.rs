@@ -172,14 +172,18 @@ fn data_in_the_syn_counts() {
 }
 
 #[test]
-fn pods_pass_where_both_are_steered_and_their_devices_known() {
-    let pod = |flags, device| Pod { id: device, flags, device, rules: 0 };
+fn pods_pass_where_they_are_steered_and_their_devices_known() {
+    let pod = |flags, device| Pod { id: 1 + device, flags, device, rules: 0 };
     let (one, two) = (pod(PodFlags::ENROLLED, 1), pod(PodFlags::ENROLLED, 2));
-    assert!(can_pass(&one, &two) && may_have_passed(&one, &two));
-    assert!(!can_pass(&one, &one), "itself");
-    for other in [pod(PodFlags::ENROLLED, 0), pod(PodFlags::LEFT, 3), pod(PodFlags(0), 3), Pod::UNKNOWN] {
-        assert!(!can_pass(&one, &other) && !can_pass(&other, &one));
+    let elsewhere = Pod::UNKNOWN;
+    for (source, destination) in [(&one, &two), (&one, &elsewhere), (&elsewhere, &one)] {
+        assert!(can_pass(source, destination), "{source:?} {destination:?}");
     }
-    assert!(may_have_passed(&one, &pod(PodFlags::LEFT, 3)));
-    assert!(!may_have_passed(&one, &Pod::UNKNOWN));
+    assert!(!can_pass(&one, &one), "itself");
+    assert!(!can_pass(&elsewhere, &elsewhere), "none of ours");
+    for other in [pod(PodFlags::ENROLLED, 0), pod(PodFlags::LEFT, 3), pod(PodFlags(0), 3)] {
+        for end in [&one, &elsewhere] {
+            assert!(!can_pass(end, &other) && !can_pass(&other, end), "{end:?} {other:?}");
+        }
+    }
 }

@@ -68,6 +68,11 @@ impl Bench {
         Self { programs, maps, passages, bpffs }
     }
 
+    /// Has the packets come in behind an enrolled pod's device, or on one without such.
+    fn behind_device(&mut self, owner: u32) {
+        self.maps.set_device(DEVICE, Device { owner, flags: DeviceFlags::ETHERNET, ..Device::default() }).unwrap();
+    }
+
     fn listen(&mut self) -> [TcpListener; 2] {
         let sockets = ["127.0.0.1:0", "[::1]:0"].map(|address| TcpListener::bind(address).unwrap());
         let [v4, v6] = &sockets;
@@ -449,6 +454,86 @@ fn a_verdict_lets_a_connection_pass() {
         ]) {
             bench.passages.suspend(key).unwrap();
             bench.expect(&packet, Outcome::Outbound, TO_STACK);
+        }
+    });
+}
+
+/// One header for both families: addresses from and to.
+fn packet(from: IpAddr, to: IpAddr, header: &[u8]) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ipv4(from, to, TCP, 0, 0, header),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ipv6(from, to, TCP, header),
+        _ => panic!("one family"),
+    }
+}
+
+/// What the other end of a connection sends, whose client has `tcp` send.
+fn answer(port: u16, flags: u8) -> Vec<u8> {
+    let mut header = tcp(40_000, flags);
+    header[..2].copy_from_slice(&port.to_be_bytes());
+    header
+}
+
+/// The pod and an address elsewhere, for each family.
+const PAIRS: [(IpAddr, IpAddr); 2] = [
+    (IpAddr::V4(CLIENT), IpAddr::V4(SERVER)),
+    (IpAddr::V6(CLIENT_V6), IpAddr::V6(SERVER_V6)),
+];
+
+#[test]
+fn a_pods_connection_to_elsewhere_passes() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let _listeners = bench.listen();
+        for (pod, elsewhere) in PAIRS {
+            let key = PassageKey { source: pod, destination: SocketAddr::new(elsewhere, 80) };
+            assert!(bench.passages.allow(key).unwrap());
+            bench.expect(&packet(pod, elsewhere, &tcp(80, SYN)), Outcome::Verdict, NEXT);
+            bench.expect(&packet(pod, elsewhere, &tcp(80, ACK)), Outcome::Flow, NEXT);
+            bench.expect(&packet(pod, elsewhere, &tcp(81, SYN)), Outcome::Outbound, TO_STACK);
+
+            // Its answers come in somewhere, or are translated first.
+            bench.behind_device(0);
+            let (answers, data) = (answer(80, SYN | ACK), answer(80, ACK));
+            bench.expect(&packet(elsewhere, pod, &answers), Outcome::Flow, NEXT);
+            bench.expect_of_guard(&packet(elsewhere, pod, &data), Some(Outcome::Flow));
+            // The same ports, but opened from there, are another connection.
+            let opened = packet(elsewhere, pod, &answer(80, SYN));
+            bench.expect(&opened, Outcome::Inbound, TO_STACK);
+            bench.expect_of_guard(&opened, Some(Outcome::Around));
+
+            bench.passages.revoke(key).unwrap();
+            for hook in [Hook::Steer, Hook::Guard] {
+                let before = bench.counts()[Outcome::Cut as usize];
+                let data = packet(elsewhere, pod, &data);
+                let (verdict, after, _) = bench.run_at(hook, &data, 0);
+                assert_eq!((verdict, bench.counts()[Outcome::Cut as usize]), (NEXT, before + 1), "{hook:?}");
+                assert_eq!(after[..14], data[..14], "{hook:?}: goes on to the pod");
+                assert_eq!(after[after.len() - 7] & 0x04, 0x04, "{hook:?}: as a reset");
+            }
+            bench.behind_device(1);
+        }
+    });
+}
+
+#[test]
+fn a_connection_from_elsewhere_passes() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let _listeners = bench.listen();
+        for (pod, elsewhere) in PAIRS {
+            let key = PassageKey { source: elsewhere, destination: SocketAddr::new(pod, 80) };
+            assert!(bench.passages.allow(key).unwrap());
+            bench.behind_device(0);
+            let opens = packet(elsewhere, pod, &tcp(80, SYN));
+            // What was translated came from somebody else.
+            bench.expect_of_guard(&opens, Some(Outcome::Around));
+            bench.expect(&opens, Outcome::Verdict, NEXT);
+            bench.expect(&packet(elsewhere, pod, &tcp(80, ACK)), Outcome::Flow, NEXT);
+            bench.expect(&packet(elsewhere, pod, &tcp(81, SYN)), Outcome::Inbound, TO_STACK);
+            bench.behind_device(1);
+            bench.expect(&packet(pod, elsewhere, &answer(80, SYN | ACK)), Outcome::Flow, NEXT);
+            bench.expect(&packet(elsewhere, pod, &tcp(80, ACK)), Outcome::Spoofed, DROP);
         }
     });
 }

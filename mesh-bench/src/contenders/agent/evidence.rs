@@ -22,8 +22,10 @@ const FIRST: u64 = 200;
 pub(crate) enum Way {
     /// Through a tunnel with mutual TLS between two agents.
     Tunnel,
-    /// Through both agents, in plain text between them.
+    /// Authorized by both agents, then passed and counted in the kernel, in plain text between nodes.
     Plain,
+    /// Through both agents, in plain text between them.
+    PlainRelay,
     /// Through the agent of both.
     Relay,
     /// Authorized by the agent, then passed and counted in the kernel.
@@ -93,17 +95,17 @@ impl Way {
                     && server.plain[IN] == 0
             }
             Self::Plain => {
-                client.plain[OUT] >= connections
-                    && server.plain[IN] >= connections
-                    && client.tunnelled[OUT] == 0
+                is_plain(seen, connections)
+                    && [client, server].iter().all(|side| side.passes_in_kernel(connections))
+            }
+            Self::PlainRelay => {
+                is_plain(seen, connections) && [client, server].iter().all(|side| side.passed == 0)
             }
             Self::Relay => {
                 client.same_node[IN] >= connections && client.captured >= connections && client.passed == 0
             }
             Self::Kernel => {
-                client.same_node[IN] >= connections
-                    && client.passed.saturating_add(FIRST) >= connections
-                    && client.captured <= FIRST + connections / 100
+                client.same_node[IN] >= connections && client.passes_in_kernel(connections)
             }
             Self::Past => *seen == Evidence::default(),
         }
@@ -113,7 +115,17 @@ impl Way {
 const OUT: usize = 0;
 const IN: usize = 1;
 
+/// Whether so many connections went from one node to the other in plain text, and none otherwise.
+fn is_plain(Evidence { client, server }: &Evidence, connections: u64) -> bool {
+    client.plain[OUT] >= connections && server.plain[IN] >= connections && client.tunnelled[OUT] == 0
+}
+
 impl Counters {
+    /// Whether the kernel has passed so many, but for the first.
+    fn passes_in_kernel(&self, connections: u64) -> bool {
+        self.passed.saturating_add(FIRST) >= connections && self.captured <= FIRST + connections / 100
+    }
+
     fn read(node: &Machine) -> Result<Self> {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&METRICS, TIMEOUT)?;
@@ -201,9 +213,16 @@ mesh_agent_steering_packets_total{outcome="pass_verdict"} 5
         };
         assert!(Way::Tunnel.is_proven(&tunnelled, 10));
         assert!(!Way::Tunnel.is_proven(&tunnelled, 11));
-        for other in [Way::Plain, Way::Relay, Way::Kernel, Way::Past] {
+        for other in [Way::Plain, Way::PlainRelay, Way::Relay, Way::Kernel, Way::Past] {
             assert!(!other.is_proven(&tunnelled, 10), "{other:?}");
         }
+        let plain = |captured, passed| Evidence {
+            client: Counters { plain: [900, 0], captured, passed, ..Counters::default() },
+            server: Counters { plain: [0, 900], captured, passed, ..Counters::default() },
+        };
+        assert!(Way::Plain.is_proven(&plain(2, 898), 900) && !Way::Plain.is_proven(&plain(900, 0), 900));
+        assert!(Way::PlainRelay.is_proven(&plain(900, 0), 900));
+        assert!(!Way::PlainRelay.is_proven(&plain(2, 898), 900));
         let relayed = Evidence {
             client: Counters { same_node: [500, 500], captured: 500, ..Counters::default() },
             ..Evidence::default()

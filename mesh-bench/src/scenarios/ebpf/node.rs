@@ -118,7 +118,7 @@ impl SteeredNode {
         let destination = SocketAddr::new(self.address("server")?, port);
         let passage = PassageKey { source: self.address("client")?, destination };
         ensure!(
-            self.steering.allow_passage(passage, &uid("client"), &uid("server"))?,
+            self.steering.allow_passage(passage, Some(&uid("client")), Some(&uid("server")))?,
             "no verdict for {destination}"
         );
         Ok(())
