@@ -22,11 +22,13 @@ const OVERFLOW: &str = "overflow";
 /// `destination_service_name` of connections that leave the mesh, as Istio's sidecars have it.
 const PASSTHROUGH: &str = "PassthroughCluster";
 
-/// Everything that tells one set of counters from another, the response flag excepted.
+/// Everything that tells one set of counters from another, the response flag excepted: no more than is written, or two of
+/// them would be written alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct TrafficLabels {
     reporter: Reporter,
-    transport: Transport,
+    /// It leaves the mesh.
+    passthrough: bool,
     security: ConnectionSecurity,
     source: Party,
     destination: Party,
@@ -62,9 +64,16 @@ struct ServiceLabels {
 impl TrafficLabels {
     /// The labels of a connection.
     pub(super) fn of(record: &ConnectionRecord) -> Self {
+        let reporter = record.direction.reporter();
+        let is_known = record.destination.as_ref().is_some_and(|peer| peer.workload.is_some());
+        let passthrough = match record.transport {
+            Transport::Passthrough => true,
+            Transport::Kernel => reporter == Reporter::Source && !is_known,
+            Transport::Plain | Transport::Hbone => false,
+        };
         Self {
-            reporter: record.direction.reporter(),
-            transport: record.transport,
+            reporter,
+            passthrough,
             security: record.security,
             source: Party::of(&record.source),
             destination: record.destination.as_ref().map(Party::of).unwrap_or_default(),
@@ -167,10 +176,10 @@ impl EncodeLabelSet for SeriesLabels<'_> {
         writer.label("reporter", reporter)?;
         writer.party(&SOURCE, labels.map(|labels| &labels.source))?;
         writer.party(&DESTINATION, labels.map(|labels| &labels.destination))?;
-        match labels.map(|labels| (&labels.service, labels.transport)) {
+        match labels.map(|labels| (&labels.service, labels.passthrough)) {
             Some((Some(service), _)) => writer.service(&service.host, &service.name, &service.namespace)?,
-            Some((None, Transport::Passthrough)) => writer.service(UNKNOWN, PASSTHROUGH, UNKNOWN)?,
-            Some((None, _)) | None => writer.service(UNKNOWN, UNKNOWN, UNKNOWN)?,
+            Some((None, true)) => writer.service(UNKNOWN, PASSTHROUGH, UNKNOWN)?,
+            Some((None, false)) | None => writer.service(UNKNOWN, UNKNOWN, UNKNOWN)?,
         }
         writer.label("request_protocol", "tcp")?;
         let policy = labels.map_or(UNKNOWN, TrafficLabels::security_policy);

@@ -160,17 +160,31 @@ fn a_refused_connection_is_counted_opened_closed_and_failed() {
 #[test]
 fn what_leaves_the_mesh_is_named_as_istio_names_it() {
     let telemetry = telemetry();
-    let mut outside = record(1);
-    outside.transport = Transport::Passthrough;
-    outside.service = None;
-    outside.destination.as_mut().unwrap().workload = None;
-    telemetry.opened(&Arc::new(outside));
+    for (id, transport) in [(1, Transport::Passthrough), (2, Transport::Kernel)] {
+        let mut outside = record(id);
+        outside.transport = transport;
+        outside.service = None;
+        outside.destination.as_mut().unwrap().workload = None;
+        telemetry.opened(&Arc::new(outside));
+    }
     let labels = [
         "destination_service_name=\"PassthroughCluster\"",
         "destination_service=\"unknown\"",
         "destination_principal=\"unknown\"",
     ];
-    assert_eq!(values(&scrape(&telemetry), "istio_tcp_connections_opened_total", &labels), [1.0]);
+    assert_eq!(values(&scrape(&telemetry), "istio_tcp_connections_opened_total", &labels), [2.0]);
+}
+
+#[test]
+fn no_label_set_is_written_twice() {
+    let telemetry = telemetry();
+    for (id, transport) in [(1, Transport::Plain), (2, Transport::Kernel)] {
+        let mut same_node = record(id);
+        same_node.transport = transport;
+        same_node.security = ConnectionSecurity::SameNode;
+        telemetry.opened(&Arc::new(same_node));
+    }
+    assert_eq!(values(&scrape(&telemetry), "istio_tcp_connections_opened_total", &[]), [2.0]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 mod capture;
 mod connect;
 mod devices;
+mod elsewhere;
 mod enrolment;
 mod failure;
 mod guard;

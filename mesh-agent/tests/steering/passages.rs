@@ -300,7 +300,7 @@ fn what_may_not_pass_never_does() {
     world.proposals.propose(a, to);
     let first = marker(&world, PORT);
 
-    // Its way leads through a waypoint, one end is not enrolled, the server is not of this node.
+    // Its way leads through a waypoint, from either kind of client, or no end is of this node.
     let waypoint = mesh_agent::config::Gateway {
         address: mesh_agent::config::GatewayAddress::Address(mesh_agent::config::NetworkAddress {
             network: "".into(),
@@ -312,7 +312,8 @@ fn what_may_not_pass_never_does() {
     world.store.apply([Change::Workload(Arc::new(behind))]);
     world.proposals.propose(a, to);
     world.proposals.propose(c, to);
-    world.proposals.propose(a, SocketAddr::new(outside, PORT));
+    world.proposals.propose(outside, to);
+    world.proposals.propose(outside, SocketAddr::new("192.0.2.1".parse().unwrap(), PORT));
     let second = marker(&world, QUIET_PORT);
 
     let mut all: Vec<_> = world.agent.steering.passages().iter().map(|(key, _)| key.destination).collect();
