@@ -63,6 +63,16 @@ pub(crate) fn follow(ctx: &TcContext, packet: &Packet, index: u32) -> Followed {
         if segment.flags.has(TcpFlags::RST) {
             return Followed::Passes { into, to_pod };
         }
+        // SAFETY: has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if packet.opens() && flow.is_over(now) {
+            // The tuple is taken again, and may have another verdict by now.
+            let _ = FLOWS.remove(&key);
+            return Followed::NoFlow;
+        }
+        if flow.cut == 0 {
+            flow.cut = now;
+        }
         return Followed::Ends { expected: flow.side(sender).next(), to_pod };
     }
     if packet.opens() && flow.is_broken() {
@@ -110,7 +120,11 @@ fn admits_shortcut(index: u32) -> bool {
 /// Turns a packet of a connection that may not go on into its end.
 #[inline(never)]
 pub(crate) fn cut(ctx: &TcContext, packet: &Packet, expected: u32, back: Back) -> Outcome {
-    if reset_both_ends(ctx, packet, &packet.segment(), expected, back) { Outcome::Cut } else { Outcome::Rewrite }
+    if reset_both_ends(ctx, packet, &packet.segment(), expected, back) {
+        Outcome::Cut
+    } else {
+        Outcome::Rewrite
+    }
 }
 
 /// Passes a new connection, if there is a verdict that it may.
@@ -135,6 +149,7 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, source: &Pod, destination: 
     let flow = unsafe { &mut *flow };
     // SAFETY: has no preconditions.
     flow.opened = unsafe { bpf_ktime_get_ns() };
+    flow.cut = 0;
     flow.slot = verdict.slot;
     flow.generation = verdict.generation;
     flow.client = client as u32;

@@ -20,8 +20,20 @@ use crate::{
 /// The name of a cluster that nobody has given another.
 const DEFAULT_NAME: &str = "mesh";
 
+/// What [`Action::Other`] leads to, which clap cannot know.
+const OTHER_COMMANDS: &str = "\
+With a cluster that is up (`cargo xtask cluster COMMAND --help` says more):
+  kubectl  Run kubectl as its administrator
+  load     Load images into its nodes
+  status   Show its parts
+  exec     Run a program on one of its nodes
+  stop     End one of its parts
+  start    Start it again
+  down     Remove the cluster";
+
 /// What `cluster` may be told.
 #[derive(Args)]
+#[command(after_help = OTHER_COMMANDS)]
 pub(crate) struct Options {
     /// The cluster.
     #[arg(long, env = "MESH_CLUSTER", default_value = DEFAULT_NAME, global = true)]
@@ -40,7 +52,7 @@ enum Action {
     Demo(demo::Options),
     /// Run the tests that need a cluster, or those whose name contains FILTER.
     Test(test::Options),
-    /// What `mesh-lab cluster` does: down, status, kubectl, load, exec, stop, start. `--help` after one says more.
+    /// What `mesh-lab cluster` does with one: [`OTHER_COMMANDS`].
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }

@@ -180,11 +180,7 @@ pub(super) fn parties(snapshot: &Snapshot, pods: &LocalPods, passage: PassageKey
 
 fn party(snapshot: &Snapshot, pods: &LocalPods, address: IpAddr) -> Party {
     let Some(pod) = pods.by_address(address) else {
-        return Party {
-            pod: None,
-            workload: snapshot.workload_by_address(address).cloned(),
-            identity: None,
-        };
+        return Party { pod: None, workload: snapshot.workload_by_address(address).cloned(), identity: None };
     };
     // Another workload may have had the address before.
     let same_pod = |known: &&Arc<Workload>| *known.name() == *pod.name && known.namespace == pod.namespace;

@@ -145,7 +145,8 @@ impl Live {
         traffic: &Arc<Traffic>,
     ) -> Vec<Arc<ConnectionRecord>> {
         let opened_to = origin.as_ref().map_or(flow.server, |(address, _)| *address);
-        let client_side = (parties.direction == Direction::Outbound).then_some((Direction::Outbound, opened_to));
+        let client_side =
+            (parties.direction == Direction::Outbound).then_some((Direction::Outbound, opened_to));
         let server_side = parties.server.pod.as_ref().map(|_| (Direction::Inbound, flow.server));
         let security = match parties.are_of_one_node() {
             true => ConnectionSecurity::SameNode,

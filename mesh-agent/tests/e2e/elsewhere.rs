@@ -72,7 +72,11 @@ fn plain_text_from_another_node_passes_until_policy_ends_it() {
     for (stream, source) in streams {
         // The pod is told at once, the other end with its next packet.
         let line = world.logged(NODE, "inbound", source);
-        assert_eq!((&line["response_flags"], &line["transport"]), (&"UAEX".into(), &"kernel".into()), "{line}");
+        assert_eq!(
+            (&line["response_flags"], &line["transport"]),
+            (&"UAEX".into(), &"kernel".into()),
+            "{line}"
+        );
         assert!(line["error"].as_str().unwrap().contains("shop/nobody"), "{line}");
         assert_eq!(line["dst.identity"], "spiffe://cluster.local/ns/shop/sa/web", "{line}");
         assert_eq!(line["src.identity"], Value::Null, "{line}");
@@ -98,7 +102,11 @@ fn plain_text_to_another_node_passes_and_outlives_the_agent_and_enrolment() {
         echo(stream, 5_000);
         let source = stream.local_addr().unwrap();
         let seen = eventually("the next agent knows it", || open(&world, source));
-        assert_eq!((&seen["direction"], &seen["transport"]), (&"outbound".into(), &"kernel".into()), "{seen}");
+        assert_eq!(
+            (&seen["direction"], &seen["transport"]),
+            (&"outbound".into(), &"kernel".into()),
+            "{seen}"
+        );
         assert_eq!(seen["security"], "none", "{seen}");
     }
 
@@ -121,7 +129,8 @@ fn plain_text_to_another_node_passes_and_outlives_the_agent_and_enrolment() {
 fn what_passes_is_counted_to_the_byte_at_one_end() {
     let world = World::up();
     for family in families() {
-        for (from, to, direction) in [("legacy-b", "web-r", "inbound"), ("client-r", "legacy-b", "outbound")] {
+        for (from, to, direction) in [("legacy-b", "web-r", "inbound"), ("client-r", "legacy-b", "outbound")]
+        {
             let stream = passed(&world, from, world.address(to, family));
             let seen = carries(&world, &stream, direction);
             let source = stream.local_addr().unwrap();

@@ -50,9 +50,10 @@ fn revoked_connections_are_reset(wiring: Wiring, translated: bool) {
     if translated {
         masquerade(&node);
     }
-    for (family, ends) in FAMILIES.into_iter().flat_map(|family| {
-        [["a", "outside"], ["outside", "a"]].map(|ends| (family, ends))
-    }) {
+    for (family, ends) in FAMILIES
+        .into_iter()
+        .flat_map(|family| [["a", "outside"], ["outside", "a"]].map(|ends| (family, ends)))
+    {
         let [from, _] = ends;
         // Nobody sends anything: the pod is told at once, the other end when it sends something.
         let Passing { client, server, id } = passing(&node, &agent, ends, family);
@@ -71,7 +72,10 @@ fn revoked_connections_are_reset(wiring: Wiring, translated: bool) {
             agent.steering.revoke_passage(id.passage()).unwrap();
             assert_eq!(node.end_of(receiver, SOON), ErrorKind::ConnectionReset, "{ends:?}");
             let error = node.runtime.block_on(sending).unwrap();
-            assert!(matches!(error, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{ends:?}: {error:?}");
+            assert!(
+                matches!(error, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+                "{ends:?}: {error:?}"
+            );
         }
     }
     assert!(agent.count("reset_cut") > 0);

@@ -164,6 +164,25 @@ fn revoked_connections_are_reset_on_a_bridge() {
 }
 
 #[test]
+fn the_ports_of_a_connection_that_was_ended_can_be_used_again() {
+    let node = Node::new(Wiring::Routed);
+    let agent = passing(&node, AttachMode::Auto);
+    for family in FAMILIES {
+        let ended = node.call("a", "b", family).unwrap();
+        let (client, (id, _)) = (ended.local_address(), flow_of(&agent, &ended).unwrap());
+        agent.steering.revoke_passage(id.passage()).unwrap();
+        node.inside(|| agent.steering.reset_flow(&id)).unwrap();
+        assert_eq!(node.end_of(ended, AT_ONCE), ErrorKind::ConnectionReset);
+        // Nobody has removed the flow.
+        assert!(agent.steering.flow(&id).is_some());
+        let again = || node.connect_from("a", client, id.passage().destination);
+        node.until(|| again().is_ok_and(|new| new.who == "agent"), "it is decided anew");
+        allow(&node, &agent, id.passage());
+        node.until(|| again().is_ok_and(|new| new.who == "b"), "and again");
+    }
+}
+
+#[test]
 fn one_connection_can_be_condemned() {
     let node = Node::new(Wiring::Bridge);
     let agent = passing(&node, AttachMode::Auto);
@@ -213,7 +232,12 @@ fn a_pod_that_is_gone_takes_its_verdicts_with_it() {
     let mut other = node.pod("b");
     other.uid = "test//Pod/default/other".into();
     node.enrol(&agent, &other);
-    assert!(!agent.steering.allow_passage(id.passage(), Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap());
+    assert!(
+        !agent
+            .steering
+            .allow_passage(id.passage(), Some(&node.pod("a").uid), Some(&node.pod("b").uid))
+            .unwrap()
+    );
     assert_eq!(node.call("a", "b", Family::V4).unwrap().who, "agent");
 }
 
@@ -242,7 +266,10 @@ fn what_cannot_pass_is_not_allowed() {
     assert!(!allowed(), "not enrolled");
     b.device = None;
     node.enrol(&agent, &b);
-    assert!(!agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap(), "its device is not known");
+    assert!(
+        !agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap(),
+        "its device is not known"
+    );
     node.enrol(&agent, &node.pod("b"));
     assert!(agent.steering.allow_passage(key, Some(&a.uid), Some(&b.uid)).unwrap());
     let stranger = passage(&node, "a", "outside", Family::V4);
@@ -257,8 +284,15 @@ fn without_room_for_another_connection_the_agent_takes_it() {
     let maps = pinned.into_iter().find(|path| path.join("FLOWS").exists()).unwrap();
     let map = Map::HashMap(MapData::from_pin(maps.join("FLOWS")).unwrap());
     let mut flows: HashMap<_, FlowKey, FlowState> = HashMap::try_from(map).unwrap();
-    let nobody =
-        FlowState { opened: 1, slot: 0, generation: 0, client: 0, shortcut: 0, sides: [Side::default(); 2] };
+    let nobody = FlowState {
+        opened: 1,
+        cut: 0,
+        slot: 0,
+        generation: 0,
+        client: 0,
+        shortcut: 0,
+        sides: [Side::default(); 2],
+    };
     for number in 0..capacity::FLOWS {
         flows.insert(FlowKey { addresses: [Address::v4(number); 2], ports: [0; 2] }, nobody, 0).unwrap();
     }
@@ -306,7 +340,9 @@ fn a_refused_and_a_broken_connection_are_told() {
             destination: SocketAddr::new(node.address("b", family), 9),
             ..passage(&node, "a", "b", family)
         };
-        assert!(agent.steering.allow_passage(closed, Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap());
+        assert!(
+            agent.steering.allow_passage(closed, Some(&node.pod("a").uid), Some(&node.pod("b").uid)).unwrap()
+        );
         let local = SocketAddr::new(node.address("a", family), 41_000);
         let error = node.connect_from("a", local, closed.destination).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

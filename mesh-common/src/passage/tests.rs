@@ -26,7 +26,15 @@ impl Conversation {
         let syn = Segment { sequence: CLIENT_INITIAL, acknowledgement: 0, payload: 0, flags: SYN };
         let mut sides = [Side::default(); 2];
         sides[client as usize] = Side::opened(&syn, 0, [0; 6]);
-        let flow = FlowState { opened: 1, slot: 0, generation: 1, client: client as u32, shortcut: 0, sides };
+        let flow = FlowState {
+            opened: 1,
+            cut: 0,
+            slot: 0,
+            generation: 1,
+            client: client as u32,
+            shortcut: 0,
+            sides,
+        };
         Self { flow, client }
     }
 
@@ -160,6 +168,15 @@ fn a_repeated_syn_changes_nothing_once_it_is_answered() {
     assert_eq!(conversation.client(0, SYN, 0, 0), Progress::None);
     assert_eq!(conversation.server(0, SYN_ACK, 0, 1), Progress::None);
     assert_eq!(conversation.flow, before);
+}
+
+#[test]
+fn a_tuple_is_free_a_while_after_its_ends_were_told() {
+    let mut flow = Conversation::open().flow;
+    assert!(!flow.is_over(u64::MAX), "they were not");
+    flow.cut = 5_000;
+    assert!(!flow.is_over(5_000) && !flow.is_over(10_005_000));
+    assert!(flow.is_over(10_005_001));
 }
 
 #[test]

@@ -70,7 +70,9 @@ impl Bench {
 
     /// Has the packets come in behind an enrolled pod's device, or on one without such.
     fn behind_device(&mut self, owner: u32) {
-        self.maps.set_device(DEVICE, Device { owner, flags: DeviceFlags::ETHERNET, ..Device::default() }).unwrap();
+        self.maps
+            .set_device(DEVICE, Device { owner, flags: DeviceFlags::ETHERNET, ..Device::default() })
+            .unwrap();
     }
 
     fn listen(&mut self) -> [TcpListener; 2] {
@@ -475,10 +477,8 @@ fn answer(port: u16, flags: u8) -> Vec<u8> {
 }
 
 /// The pod and an address elsewhere, for each family.
-const PAIRS: [(IpAddr, IpAddr); 2] = [
-    (IpAddr::V4(CLIENT), IpAddr::V4(SERVER)),
-    (IpAddr::V6(CLIENT_V6), IpAddr::V6(SERVER_V6)),
-];
+const PAIRS: [(IpAddr, IpAddr); 2] =
+    [(IpAddr::V4(CLIENT), IpAddr::V4(SERVER)), (IpAddr::V6(CLIENT_V6), IpAddr::V6(SERVER_V6))];
 
 #[test]
 fn a_pods_connection_to_elsewhere_passes() {

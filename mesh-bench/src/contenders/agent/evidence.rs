@@ -104,9 +104,7 @@ impl Way {
             Self::Relay => {
                 client.same_node[IN] >= connections && client.captured >= connections && client.passed == 0
             }
-            Self::Kernel => {
-                client.same_node[IN] >= connections && client.passes_in_kernel(connections)
-            }
+            Self::Kernel => client.same_node[IN] >= connections && client.passes_in_kernel(connections),
             Self::Past => *seen == Evidence::default(),
         }
     }

@@ -25,9 +25,19 @@ pub(super) enum Outcome {
     Denied,
 }
 
+/// The first connection with another outcome than the one before.
+struct Change {
+    outcome: Outcome,
+    at: Instant,
+    /// How it ended, if it did not end well.
+    error: Option<std::io::Error>,
+    /// Of all connections.
+    number: u64,
+}
+
 /// Runs until it is dropped.
 pub(super) struct Probe {
-    changes: Receiver<(Outcome, Instant)>,
+    changes: Receiver<Change>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,9 +50,13 @@ impl Probe {
         let stopped = Arc::clone(&stop);
         let work = move || {
             let mut last = None;
-            while !stopped.load(Ordering::Relaxed) {
-                let outcome = connect(to);
-                if last != Some(outcome) && changed.send((outcome, Instant::now())).is_err() {
+            for number in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (outcome, error) = connect(to);
+                let change = Change { outcome, at: Instant::now(), error, number };
+                if last != Some(outcome) && changed.send(change).is_err() {
                     return;
                 }
                 last = Some(outcome);
@@ -58,11 +72,14 @@ impl Probe {
     /// # Errors
     /// When the last one was not.
     pub(super) fn settled(&self, outcome: Outcome, first: Instant) -> Result<Instant> {
-        let last = self.changes.try_iter().last();
-        match last {
+        match self.changes.try_iter().last() {
             None => Ok(first),
-            Some((now, at)) if now == outcome => Ok(at),
-            Some((now, _)) => bail!("connections that were {outcome:?} are {now:?} again, without a change"),
+            Some(change) if change.outcome == outcome => Ok(change.at),
+            Some(Change { outcome: now, at, error, number }) => bail!(
+                "connections that were {outcome:?} are {now:?} again, without a change: number {number}, {:?} after the \
+                 first, {error:?}",
+                at.duration_since(first)
+            ),
         }
     }
 
@@ -72,16 +89,16 @@ impl Probe {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let change = self.changes.recv_timeout(left);
-            let (now, at) =
+            let change =
                 change.with_context(|| format!("no connection was {outcome:?} within {patience:?}"))?;
-            if now == outcome {
-                return Ok(at);
+            if change.outcome == outcome {
+                return Ok(change.at);
             }
         }
     }
 }
 
-fn connect(to: SocketAddr) -> Outcome {
+fn connect(to: SocketAddr) -> (Outcome, Option<std::io::Error>) {
     let exchange = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -90,8 +107,9 @@ fn connect(to: SocketAddr) -> Outcome {
         Ok(stream.read(&mut answer)? == 1)
     };
     match exchange() {
-        Ok(true) => Outcome::Allowed,
-        Ok(false) | Err(_) => Outcome::Denied,
+        Ok(true) => (Outcome::Allowed, None),
+        Ok(false) => (Outcome::Denied, None),
+        Err(error) => (Outcome::Denied, Some(error)),
     }
 }
 
