@@ -20,9 +20,11 @@
 
 pub mod decide;
 mod live;
+mod pace;
 mod sweep;
 mod unused;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +44,7 @@ use crate::steering::{FlowEvents, FlowReader, OpenedTo, PassageKey, Steering, St
 use crate::telemetry::{ConnectionEnd, ConnectionObserver};
 use decide::{Ruling, rule};
 use live::Live;
+use pace::Pace;
 use sweep::Waiting;
 use unused::Unused;
 
@@ -174,6 +177,7 @@ pub struct Passages {
     settled_at: Option<Instant>,
     /// Whether the kernel had no flow the last time.
     idle: bool,
+    pace: Pace,
 }
 
 impl Passages {
@@ -198,6 +202,7 @@ impl Passages {
             decided: None,
             settled_at: None,
             idle: false,
+            pace: Pace::begin(),
         })
     }
 
@@ -212,13 +217,18 @@ impl Passages {
             let step = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                changed = snapshots.changed() => if changed.is_ok() { Step::Decide { settled: false } } else { return },
+                changed = snapshots.changed() => if changed.is_ok() { Step::Configured } else { return },
                 () = at(self.settled_at) => Step::Decide { settled: true },
+                () = at(self.pace.due_at()) => Step::Decide { settled: false },
                 _ = sweeping.tick() => Step::Sweep,
                 proposal = self.inputs.proposals.next() => Step::Consider(proposal),
                 events = async { sleep_until(gathered).await; self.events.next(EVENTS).await } => Step::Hear(events),
             };
             let result = match step {
+                Step::Configured => {
+                    self.configured();
+                    Ok(())
+                }
                 Step::Decide { settled } => {
                     self.decide_again(settled);
                     Ok(())
@@ -256,7 +266,8 @@ impl Passages {
     /// that are missing had their time to come.
     fn decide_again(&mut self, settled: bool) {
         let (snapshot, pods) = (self.inputs.snapshot.load(), self.inputs.pods.load_full());
-        let mut denied: Vec<(PassageKey, Denied)> = Vec::new();
+        let (began, revision) = (Instant::now(), snapshot.policy_revision());
+        let mut denied: HashMap<PassageKey, Denied> = HashMap::new();
         let (mut unsettled, mut failed) = (false, false);
         let enabled = self.inputs.proposals.queue.is_some();
 
@@ -266,7 +277,7 @@ impl Passages {
                 Ruling::Pass(_) if enabled => Ok(()),
                 Ruling::Denied(reason) if settled || !reason.may_settle() => {
                     let revoked = self.inputs.steering.revoke_passage(key);
-                    denied.push((key, reason));
+                    denied.insert(key, reason);
                     revoked
                 }
                 Ruling::Denied(_) => {
@@ -282,19 +293,32 @@ impl Passages {
             }
         }
         // then those that nobody sends anything on are told.
-        for (key, reason) in denied {
+        for (key, reason) in &denied {
             info!(source = %key.source, destination = %key.destination, %reason, "connections no longer pass");
             self.counts.revoked.fetch_add(1, Ordering::Relaxed);
+        }
+        let concerned =
+            if denied.is_empty() { Vec::new() } else { self.live.on(|key| denied.contains_key(key)) };
+        for (flow, reason) in concerned.iter().filter_map(|flow| Some((flow, denied.get(&flow.passage())?))) {
             let detail = format!("ended by a change of policy: {reason}");
             let end = ConnectionEnd { flag: reason.flag(), detail: Some(detail) };
-            for flow in self.live.of(key) {
-                self.live.cut(&self.inputs.steering, &flow, &end);
-            }
+            self.live.cut(&self.inputs.steering, flow, &end);
         }
         let wait = || Instant::now() + SETTLING_TIME;
         self.settled_at = unsettled.then(|| self.settled_at.filter(|_| !settled).unwrap_or_else(wait));
         // What failed is tried again with the next sweep.
         self.decided = (!failed).then_some(pods);
+        self.pace = Pace::after(began, Instant::now(), revision);
+    }
+
+    /// Takes in that the configuration has changed. What policy says is carried out at once; a change of anything else can
+    /// only let new connections pass, or not, and waits if there are so many verdicts and changes that nothing else would
+    /// be done.
+    fn configured(&mut self) {
+        let revision = self.inputs.snapshot.load().policy_revision();
+        if !self.pace.waits(revision, Instant::now()) {
+            self.decide_again(false);
+        }
     }
 
     /// Whether the last decisions were taken from other pods, or not all were carried out.
@@ -306,6 +330,7 @@ impl Passages {
 
 /// What comes next.
 enum Step {
+    Configured,
     Decide { settled: bool },
     Sweep,
     Consider(PassageKey),

@@ -60,9 +60,9 @@ impl Live {
         self.flows.keys().filter(|flow| !seen.contains(flow)).copied().collect()
     }
 
-    /// Those that live on one verdict.
-    pub(super) fn of(&self, passage: PassageKey) -> Vec<FlowId> {
-        self.flows.keys().filter(|flow| flow.passage() == passage).copied().collect()
+    /// Those that live on verdicts which meet a condition.
+    pub(super) fn on(&self, is_concerned: impl Fn(&PassageKey) -> bool) -> Vec<FlowId> {
+        self.flows.keys().filter(|flow| is_concerned(&flow.passage())).copied().collect()
     }
 
     /// A connection is open. `counted_before` is how much of it an agent before has counted.
