@@ -137,6 +137,9 @@ struct TrafficOptions {
     /// Seconds that one request may take
     #[arg(long, default_value = "5", value_parser = seconds)]
     timeout: Duration,
+    /// Begin once one request was answered, and fail if none is within so many seconds
+    #[arg(long, value_parser = seconds)]
+    wait: Option<Duration>,
     /// Print what happens as it happens, a line of JSON per interval
     #[arg(long)]
     follow: bool,

@@ -137,6 +137,30 @@ impl Load {
         tally.report()
     }
 
+    /// Asks one thing again and again, until there is a good answer or it is stopped.
+    ///
+    /// # Errors
+    /// When there is none in time; with what the last one was.
+    pub async fn wait_for_an_answer(
+        self,
+        stop: CancellationToken,
+        patience: Duration,
+    ) -> Result<(), NotReached> {
+        let one = self.connections(1).requests(1);
+        let end = Instant::now() + patience;
+        while !stop.is_cancelled() {
+            let report = one.clone().run(stop.clone()).await;
+            if report.succeeded > 0 {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(NotReached { after: patience, report: Box::new(report) });
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     /// As [`Load::run`], with a word on progress at every interval, and one at the end.
     pub async fn run_with_progress(
         self,

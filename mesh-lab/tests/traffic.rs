@@ -197,3 +197,25 @@ fn half_closed_exchange(client: &Machine, target: SocketAddr, sent: &[u8]) -> Ve
     let received: std::io::Result<Vec<u8>> = client.namespace().run(exchange).unwrap();
     received.unwrap()
 }
+
+#[test]
+fn a_load_waits_for_the_first_answer_if_it_is_told_to() {
+    let lab = lab();
+    let (client, server) = (lab.pod("client").unwrap(), lab.pod("web1").unwrap());
+    let url = format!("http://{}/", at(server.ipv4().unwrap().into(), 8080));
+    let arguments = |wait: &str| {
+        ["traffic", "http", &url, "--requests=5", "--output=json", wait].map(str::to_owned).to_vec()
+    };
+    let refused = client.program(BINARY).unwrap().args(arguments("--wait=0.2")).output().unwrap();
+    assert!(!refused.status.success(), "{}", refused.stdout);
+    assert!(refused.stderr.contains("within 200ms"), "{}", refused.stderr);
+
+    let waiting = std::thread::scope(|scope| {
+        let waiting =
+            scope.spawn(|| client.program(BINARY).unwrap().args(arguments("--wait=10")).output().unwrap());
+        let _echo = server.echo(8080).unwrap();
+        waiting.join().unwrap()
+    });
+    let report: serde_json::Value = serde_json::from_str(&waiting.stdout).unwrap();
+    assert_eq!((&report["succeeded"], &report["failed"]), (&5.into(), &0.into()), "{report}");
+}

@@ -43,6 +43,9 @@ pub(super) fn traffic(target: TrafficTarget) -> anyhow::Result<ExitCode> {
     let load = limited(load, &options);
     let report = runtime()?.block_on(async {
         let stop = stop_on_signal()?;
+        if let Some(patience) = options.wait {
+            load.clone().wait_for_an_answer(stop.clone(), patience).await?;
+        }
         if options.follow {
             anyhow::Ok(load.run_with_progress(stop, options.interval, say).await)
         } else {

@@ -95,6 +95,8 @@ impl SteadyLoad {
             format!("--connections={}", self.connections),
             format!("--duration={}", LONGEST.as_secs()),
             format!("--timeout={}", ANSWER.as_secs()),
+            // The kube-proxy of its node may be late to know a new service.
+            format!("--wait={}", TURN.as_secs()),
             "--follow".to_owned(),
             "--output=json".to_owned(),
         ];

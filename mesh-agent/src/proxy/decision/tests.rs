@@ -3,6 +3,7 @@ use std::time::Instant;
 use super::super::fixtures::{at, pod, pods, service, snapshot, workload};
 use super::*;
 use crate::config::{BalanceMode, RoutingScope};
+use crate::telemetry::ResponseFlag;
 
 /// `client` and `local` are enrolled pods of this node, `plain` is not enrolled, `remote` is on another node and
 /// `host` shares its node's address. `web` has them all as endpoints, `empty` none.
