@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_xds::HBONE_PORT;
 use mesh_xds::identity::Identity;
 use thiserror::Error;
 
@@ -12,9 +13,6 @@ use crate::policy::{Denied, Request};
 use crate::proxy::decision::{NotPreserved, Path, SourceAddress, Target, Upstream, decide};
 use crate::steering::PassageKey;
 use crate::telemetry::Direction;
-
-/// Tunnels end here, at the agent and never at the pod.
-const HBONE_PORT: u16 = 15_008;
 
 /// One end of connections that pass.
 #[derive(Debug, Clone)]
@@ -28,10 +26,6 @@ pub struct Party {
 }
 
 impl Party {
-    fn is_enrolled(&self) -> bool {
-        self.pod.as_ref().is_some_and(|pod| pod.enrolled)
-    }
-
     /// Uid of the pod.
     pub(super) fn uid(&self) -> Option<&str> {
         self.pod.as_ref().map(|pod| &*pod.uid)
@@ -103,11 +97,9 @@ pub fn rule(snapshot: &Snapshot, pods: &LocalPods, passage: PassageKey) -> Rulin
         return Ruling::Through(ThroughAgent::NotEnrolled);
     };
     let Parties { client, server, .. } = &parties;
-    let mut waypoint = None;
-    if server.pod.is_some() {
+    if let Some(pod) = &server.pod {
         let Some(workload) = &server.workload else { return Ruling::Through(ThroughAgent::UnknownServer) };
-        waypoint = workload.waypoint.as_ref();
-        if server.is_enrolled() {
+        if pod.enrolled {
             // A client that is elsewhere, in plain text, is nobody.
             let source = client.identity.as_deref();
             let request = Request { source, source_ip: passage.source, destination, workload };
@@ -120,13 +112,14 @@ pub fn rule(snapshot: &Snapshot, pods: &LocalPods, passage: PassageKey) -> Rulin
     if !parties.can_be_followed() {
         return Ruling::Through(ThroughAgent::NotEnrolled);
     }
-    if let Some(pod) = &server.pod
-        && !pod.redirection.inbound(destination.port()).captured
-    {
-        return Ruling::Through(ThroughAgent::NotCaptured);
-    }
-    if server.pod.is_some() && destination.port() == HBONE_PORT || waypoint.is_some() {
-        return Ruling::Through(ThroughAgent::NotStraight);
+    if let Some(pod) = &server.pod {
+        if !pod.redirection.inbound(destination.port()).captured {
+            return Ruling::Through(ThroughAgent::NotCaptured);
+        }
+        let has_waypoint = server.workload.as_ref().is_some_and(|workload| workload.waypoint.is_some());
+        if destination.port() == HBONE_PORT || has_waypoint {
+            return Ruling::Through(ThroughAgent::NotStraight);
+        }
     }
     // As the proxy decides it; nothing depends on the client's port.
     let decision = decide(snapshot, pods, SocketAddr::new(source, 0), destination);
@@ -185,15 +178,10 @@ fn party(snapshot: &Snapshot, pods: &LocalPods, address: IpAddr) -> Party {
     // Another workload may have had the address before.
     let same_pod = |known: &&Arc<Workload>| *known.name() == *pod.name && known.namespace == pod.namespace;
     let by_address = || snapshot.workload_by_address(address).filter(same_pod);
-    let identity = Identity::new(
-        Arc::clone(&snapshot.node().trust_domain),
-        Arc::clone(&pod.namespace),
-        Arc::clone(&pod.service_account),
-    );
     Party {
         pod: Some(Arc::clone(pod)),
         workload: snapshot.workload(&pod.uid).or_else(by_address).cloned(),
-        identity: Some(Arc::new(identity)),
+        identity: Some(Arc::new(pod.identity(&snapshot.node().trust_domain))),
     }
 }
 

@@ -148,10 +148,8 @@ impl Live {
         let client_side =
             (parties.direction == Direction::Outbound).then_some((Direction::Outbound, opened_to));
         let server_side = parties.server.pod.as_ref().map(|_| (Direction::Inbound, flow.server));
-        let security = match parties.are_of_one_node() {
-            true => ConnectionSecurity::SameNode,
-            false => ConnectionSecurity::None,
-        };
+        let security =
+            if parties.are_of_one_node() { ConnectionSecurity::SameNode } else { ConnectionSecurity::None };
         let age = monotonic().saturating_sub(Duration::from_nanos(flow.opened));
         let record = |(direction, original_destination)| {
             self.next_id += 1;
