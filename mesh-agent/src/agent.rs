@@ -39,12 +39,13 @@ use crate::kubernetes::{self, Cluster, Succession};
 use crate::memory;
 use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
-use crate::proxy::{Listener, Marks, Proxy, ProxyInputs, ProxySettings};
+use crate::proxy::{Listener, Marks, NodeSockets, Proxy, ProxyInputs, ProxySettings};
 use crate::settings::{
     AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, StateOnExit, Switch, TunnelMode,
 };
-use crate::steering::host::capabilities::{self, Loader};
+use crate::steering::host::capabilities::{self, Privileged};
 use crate::steering::host::instance::InstanceLock;
+use crate::steering::host::namespace::AgentNamespace;
 use crate::steering::host::{self, HostSettings, HostState, kernel};
 use crate::steering::{CoreListeners, DeviceWatch, ListenerPair, Steering, SteeringError, SteeringSettings};
 use crate::telemetry::logging::{self, LogControl};
@@ -66,8 +67,8 @@ pub fn run(settings: RunArgs) -> Result<()> {
     let log = Arc::new(logging::init(&settings.log_level, log_format)?);
     raise_descriptor_limit();
     // Before there is a second thread: capabilities are a thread's own.
-    let loader = capabilities::restrict_process()?;
-    control_runtime()?.block_on(serve(settings, log, loader))
+    let privileged = capabilities::restrict_process()?;
+    control_runtime()?.block_on(serve(settings, log, privileged))
 }
 
 /// Removes every trace of an agent from the node.
@@ -107,7 +108,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Result<()> {
+async fn serve(settings: RunArgs, log: Arc<LogControl>, privileged: Privileged) -> Result<()> {
     // What the node must offer; nothing is changed before.
     let host = HostSettings::from_args(&settings.node);
     let instance = InstanceLock::acquire(&settings.node.run_dir)?;
@@ -117,7 +118,7 @@ async fn serve(settings: RunArgs, log: Arc<LogControl>, loader: Loader) -> Resul
     let pins = SteeringSettings::from(&settings.node).directory;
     let first_here = !pins.exists();
     let state_dir = settings.node.state_dir.clone();
-    let outcome = serve_pods(settings, log, loader, host.clone()).await;
+    let outcome = serve_pods(settings, log, privileged, host.clone()).await;
     if outcome.is_err() && first_here {
         // An agent that was here before has left the node as it wants it; a failed first one leaves nothing.
         let unload = || -> Result<_> { Ok(crate::steering::detach(&pins)?) };
@@ -146,7 +147,7 @@ enum Leaves {
 async fn serve_pods(
     settings: RunArgs,
     log: Arc<LogControl>,
-    loader: Loader,
+    privileged: Privileged,
     host_settings: HostSettings,
 ) -> Result<Leaves> {
     let started = Instant::now();
@@ -170,6 +171,11 @@ async fn serve_pods(
     let (identities, identity_manager) =
         IdentityManager::new(&identity_settings, wanted_identities, Arc::new(SystemClock))?;
 
+    // The node, and the agent's place on it.
+    let Privileged { loader, namespace } = privileged;
+    let host = HostState::install(&host_settings)?;
+    let namespace = AgentNamespace::connect(namespace, &host_settings).await?;
+
     // The data plane, without connections yet.
     let proxy_settings = proxy_settings(&settings);
     let telemetry = Telemetry::new(proxy_settings.workers.get(), &telemetry_options(&settings))?;
@@ -181,17 +187,18 @@ async fn serve_pods(
         passage,
         identities: identities.clone(),
         observer: Arc::clone(&telemetry) as _,
+        node_sockets: NodeSockets::start().context("cannot make sockets of the node")?,
     };
     let workers = proxy_settings.workers.get();
-    let proxy = Proxy::start(proxy_settings, inputs)?;
+    let proxy = namespace.thread().run(move || Proxy::start(proxy_settings, inputs))??;
 
-    // The node and its kernel, without listeners yet.
-    let host = HostState::install(&host_settings).await?;
+    // The kernel's part, without listeners yet.
     let steering_settings = SteeringSettings::from(&settings.node);
     let steering = loader.run({
         let settings = steering_settings.clone();
         move || Steering::load_or_adopt(&settings)
     })??;
+    steering.deliver_to(&namespace)?;
     steering.set_shortcuts(settings.shortcuts == Switch::On)?;
     let passages = Passages::new(PassageInputs {
         steering: steering.clone(),
@@ -253,6 +260,8 @@ async fn serve_pods(
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow_identities));
     tasks.spawn(identity_manager.run(stopped(&stop)));
     tasks.spawn(devices.run(stop.clone()));
+    let pod_mtu = steering.pod_mtu();
+    tasks.spawn(stop.clone().run_until_cancelled_owned(async move { namespace.follow_mtu(pod_mtu).await }));
     tasks.spawn(stop.clone().run_until_cancelled_owned(kubelet.run()));
     tasks.spawn(passages.run(stop.clone()));
     tasks.spawn(client.run(stopped(&stop)));
@@ -297,7 +306,7 @@ async fn serve_pods(
     }
     let leaves = leaves(&settings, cluster.as_ref()).await;
     if leaves != Leaves::All {
-        // The programs first: a packet that is marked must find the routes.
+        // The programs first: packets for the agent must find its devices.
         crate::steering::detach(&steering_settings.directory)?;
         host.remove().await?;
     }

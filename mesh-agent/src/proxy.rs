@@ -24,6 +24,7 @@ mod guards;
 mod inbound;
 mod limits;
 mod listener;
+mod node_sockets;
 mod outbound;
 mod relay;
 mod report;
@@ -55,6 +56,7 @@ use crate::pods::LocalPods;
 use crate::telemetry::ConnectionObserver;
 
 pub use listener::Listener;
+pub use node_sockets::NodeSockets;
 pub use relay::{BufferPool, Lifetime, RelayEnd};
 pub use settings::{InvalidSettings, Keepalive, Marks, ProxySettings};
 pub use socket::Stream;
@@ -80,6 +82,8 @@ pub struct ProxyInputs {
     pub identities: Identities,
     /// Who hears of connections.
     pub observer: Arc<dyn ConnectionObserver>,
+    /// Sockets of the node, if the proxy is started elsewhere.
+    pub node_sockets: NodeSockets,
 }
 
 /// The proxy could not be started.
@@ -124,7 +128,7 @@ pub struct Drained {
 }
 
 impl Proxy {
-    /// Opens the listeners and starts the workers. Connections come once steering knows the
+    /// Opens the listeners and starts the workers, all in the network namespace of the calling thread. Connections come once steering knows the
     /// [`listeners`](Self::listeners).
     pub fn start(settings: ProxySettings, inputs: ProxyInputs) -> Result<Self, ProxyError> {
         settings.validate()?;
@@ -139,6 +143,7 @@ impl Proxy {
             observer: inputs.observer,
             passage: inputs.passage,
             identities: inputs.identities,
+            node_sockets: inputs.node_sockets,
         };
         let phase = watch::Sender::new(Phase::Serving);
         let mut workers = Vec::new();

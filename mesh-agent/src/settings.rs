@@ -128,7 +128,7 @@ pub struct NodeArgs {
     #[arg(long, env = "MESH_PROC_SYS", default_value = "/proc/sys")]
     pub proc_sys: PathBuf,
 
-    /// Mark of steered packets, within the mask.
+    /// Mark of what the agent sends from other addresses than the node's, within the mask.
     #[arg(long, env = "MESH_CAPTURE_MARK", value_parser = number, default_value = "0x1000")]
     pub capture_mark: NonZeroU32,
 
@@ -141,10 +141,6 @@ pub struct NodeArgs {
     /// taken for one that has been decided about.
     #[arg(long, env = "MESH_MARK_MASK", value_parser = number, default_value = "0x1040")]
     pub mark_mask: NonZeroU32,
-
-    /// Routing table of steered packets.
-    #[arg(long, env = "MESH_ROUTE_TABLE", value_parser = number, default_value = "15001")]
-    pub route_table: NonZeroU32,
 }
 
 /// Options of `mesh-agent run`.
@@ -336,10 +332,6 @@ impl NodeArgs {
         }
         if capture == agent {
             problems.push(format!("--capture-mark and --agent-mark are both {agent:#x}: they must differ"));
-        }
-        // Tables 253 to 255 are the kernel's own: default, main and local.
-        if (253..=255).contains(&self.route_table.get()) {
-            problems.push(format!("--route-table {}: belongs to the kernel", self.route_table));
         }
     }
 

@@ -23,11 +23,12 @@ mod rules;
 mod watch;
 
 use std::collections::BTreeSet;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_common::{Config, ConfigFlags, FlowState, Tables as _};
+use tokio::sync::watch as channel;
 
 pub use attachments::{AttachMode, Attachment};
 pub use connect::{OpenedTo, PodCgroup};
@@ -43,6 +44,7 @@ use crate::settings::NodeArgs;
 use attachments::Attachments;
 use connect::Connect;
 use devices::Devices;
+use host::namespace::AgentNamespace;
 use maps::Maps;
 use members::Members;
 use passage::{Passages, Provocation};
@@ -55,9 +57,9 @@ pub struct SteeringSettings {
     pub directory: PathBuf,
     /// Bits of the packet mark that belong to the mesh.
     pub mark_mask: u32,
-    /// Mark of steered packets.
+    /// Mark of what the agent sends from addresses that are not the node's.
     pub capture_mark: u32,
-    /// Mark of the agent's own sockets that must not be steered.
+    /// Mark of what else it sends.
     pub agent_mark: u32,
     /// How programs are attached to devices.
     pub attach: AttachMode,
@@ -85,7 +87,7 @@ pub fn pin_directory(node: &NodeArgs) -> PathBuf {
 /// The listening sockets of one data-plane core.
 #[derive(Debug, Clone, Copy)]
 pub struct CoreListeners<'a> {
-    /// For connections that are steered where they come in. Their sockets have the capture mark.
+    /// For connections that are steered where they come in.
     pub steered: ListenerPair<'a>,
     /// For those that are turned around on their way into a pod. Their sockets have the agent mark.
     pub around: ListenerPair<'a>,
@@ -113,6 +115,15 @@ struct State {
     devices: Devices,
     attachments: Attachments,
     connect: Connect,
+    pod_mtu: channel::Sender<Option<u32>>,
+}
+
+impl State {
+    /// To be called after every change of devices or pods.
+    fn tell_mtu(&self) {
+        let least = self.devices.least_mtu();
+        self.pod_mtu.send_if_modified(|told| std::mem::replace(told, least) != least);
+    }
 }
 
 impl Steering {
@@ -138,8 +149,25 @@ impl Steering {
             connect: Connect::adopt(connect)?,
             maps,
             passages,
+            pod_mtu: channel::Sender::new(None),
         };
         Ok(Self { state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Has what is steered delivered in the agent's network namespace. To be called before [`DeviceWatch`] starts, and
+    /// before there are listeners.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn deliver_to(&self, namespace: &AgentNamespace) -> Result<(), SteeringError> {
+        let State { maps, attachments, .. } = &mut *self.lock();
+        attachments.attach_pick_listener(namespace.as_fd())?;
+        maps.set_config(Config {
+            netns: namespace.id(),
+            steered_device: namespace.steered_device(),
+            around_device: namespace.around_device(),
+            ..maps.config()?
+        })
     }
 
     /// Gives new connections to these listeners, one pair for each data-plane core, in place of any before.
@@ -190,9 +218,11 @@ impl Steering {
     /// # Errors
     /// If a map is full; the pod is then steered by its former rules, or not at all.
     pub fn enrol(&self, pod: &LocalPod) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let state = &mut *self.lock();
+        let State { maps, passages, members, devices, attachments, .. } = state;
         let result = members.upsert(maps, passages, devices, pod);
         attachments.sync_guards(devices, members);
+        state.tell_mtu();
         result
     }
 
@@ -201,9 +231,11 @@ impl Steering {
     /// # Errors
     /// If a map refuses; the pod is forgotten all the same.
     pub fn withdraw(&self, uid: &str) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let state = &mut *self.lock();
+        let State { maps, passages, members, devices, attachments, .. } = state;
         let result = members.withdraw(maps, passages, devices, uid);
         attachments.sync_guards(devices, members);
+        state.tell_mtu();
         result
     }
 
@@ -213,10 +245,17 @@ impl Steering {
     /// # Errors
     /// The first of them; the other pods are done nevertheless.
     pub fn reconcile<'a>(&self, pods: impl IntoIterator<Item = &'a LocalPod>) -> Result<(), SteeringError> {
-        let State { maps, passages, members, devices, attachments, .. } = &mut *self.lock();
+        let state = &mut *self.lock();
+        let State { maps, passages, members, devices, attachments, .. } = state;
         let result = members.reconcile(maps, passages, devices, pods);
         attachments.sync_guards(devices, members);
+        state.tell_mtu();
         result
+    }
+
+    /// What fits through the devices of all enrolled pods, as it changes; nothing while there are none.
+    pub fn pod_mtu(&self) -> channel::Receiver<Option<u32>> {
+        self.lock().pod_mtu.subscribe()
     }
 
     /// How many packets met which end, since the node's steering was first loaded.

@@ -23,13 +23,13 @@ use crate::scenarios::{self, Scenario};
 /// The contender that all others are compared with.
 pub(crate) const DIRECT: &str = "direct";
 
-/// Only the policy rules that an agent adds to a node.
-pub(crate) const RULES: &str = "mesh-agent-rules";
 /// Only the nftables table that an agent adds to a node.
 pub(crate) const UNTRACKING: &str = "mesh-agent-untracking";
+/// All that an agent changes on a node, without the agent.
+pub(crate) const STEERING: &str = "mesh-agent-steering";
 
 /// Contenders that are not described in files.
-const OWN: [&str; 6] = [DIRECT, "mesh-agent", "mesh-agent-hbone", "mesh-agent-proxied", RULES, UNTRACKING];
+const OWN: [&str; 6] = [DIRECT, "mesh-agent", "mesh-agent-hbone", "mesh-agent-proxied", UNTRACKING, STEERING];
 
 /// What a run may be told.
 #[derive(Debug, Clone, Args)]

@@ -22,8 +22,7 @@ pub use decision::{Capture, Direction, Flow, Gate, Tables, captures_outbound, ga
 pub use layout::LAYOUT;
 pub use maps::{
     Action, Arrival, CIDR_RULE_PREFIX, CidrRule, Config, ConfigFlags, Device, DeviceFlags, Family,
-    LISTENER_SLOTS, MAX_LISTENERS, MarkedBy, Pod, PodFlags, PortRule, around_mark, capacity, listener_slot,
-    name,
+    LISTENER_SLOTS, MAX_LISTENERS, Pod, PodFlags, PortRule, agent_device, capacity, listener_slot, name,
 };
 pub use outcome::{Effect, Outcome};
 pub use passage::{
@@ -34,4 +33,4 @@ pub use spread::spread;
 
 /// Version of this ABI; part of the pin path together with [`LAYOUT`]. Raise it with a change of meaning that the
 /// sizes do not show, so that an agent never reads the pinned maps of another.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;

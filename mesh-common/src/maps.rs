@@ -98,6 +98,17 @@ pub mod capacity {
 /// Data-plane cores that can have a listener of their own.
 pub const MAX_LISTENERS: u32 = 64;
 
+/// The agent's ends of its two devices. Far above what a kernel gives by itself: programs also ask for sockets from devices of
+/// the node, and what was turned around is told by this number.
+pub mod agent_device {
+    /// Where packets arrive that were steered where they came in.
+    pub const STEERED: u32 = 1_000_000_001;
+    /// Where those arrive that were turned around.
+    pub const AROUND: u32 = 1_000_000_002;
+    /// Ethernet address of [`AROUND`]: packets are sent there.
+    pub const AROUND_MAC: [u8; 6] = [0x02, b'm', b'e', b's', b'h', 4];
+}
+
 /// The address family of a listener.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +119,7 @@ pub enum Family {
     V6 = 1,
 }
 
-/// How a connection came to the agent, and so which of its listeners takes it: their sockets differ in their mark.
+/// How a connection came to the agent, and so which of its listeners takes it: their sockets differ in their mark, by which the answers are routed.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arrival {
@@ -192,21 +203,17 @@ impl PodFlags {
     }
 }
 
-/// What is known of a device that `steer` is attached to.
+/// What is known of a device that programs are attached to.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Device {
     /// The enrolled pod behind it, whose addresses are the only sources allowed; 0 for none.
     pub owner: u32,
-    /// How packets are handed over.
+    /// How its packets are read and handed on.
     pub flags: DeviceFlags,
-    /// Address of the bridge that the device is a port of.
-    pub bridge_mac: [u8; 6],
-    /// Always zero.
-    pub reserved: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Device>() == 16);
+const _: () = assert!(size_of::<Device>() == 8);
 
 /// Bits of [`Device::flags`].
 #[repr(transparent)]
@@ -214,12 +221,10 @@ const _: () = assert!(size_of::<Device>() == 16);
 pub struct DeviceFlags(pub u32);
 
 impl DeviceFlags {
-    /// A port of a bridge: what shall reach the IP stack must be addressed to the bridge.
-    pub const BRIDGE_PORT: Self = Self(1);
     /// Its packets begin with an Ethernet header, so that the IP header is where it always is.
-    pub const ETHERNET: Self = Self(1 << 1);
-    /// A pod's veth that nobody queues or shapes packets on: what passes may be put into the pod without going through it.
-    pub const SHORTCUT: Self = Self(1 << 2);
+    pub const ETHERNET: Self = Self(1);
+    /// A pod's veth that nobody queues or shapes packets on: packets may be put into the pod without going through it.
+    pub const SHORTCUT: Self = Self(1 << 1);
 
     /// These flags and `other` where `condition` holds.
     #[must_use]
@@ -310,17 +315,23 @@ impl Action {
 pub struct Config {
     /// The bits of a packet mark that belong to the mesh; all others are left as they are.
     pub mark_mask: u32,
-    /// Mark of steered packets, and of the agent's sockets on a pod's side.
+    /// Mark of what the agent sends from addresses that are not the node's.
     pub capture_mark: u32,
-    /// Mark of the agent's other sockets, and of packets that have been decided about and go on to a pod.
+    /// Mark of what else the agent sends, and of packets that have been decided about and go on to a pod.
     pub agent_mark: u32,
     /// Data-plane cores that have a listener.
     pub listeners: u32,
     /// What else is to be known of the node.
     pub flags: ConfigFlags,
+    /// Number by which the node's network namespace knows the agent's, where its sockets are.
+    pub netns: u32,
+    /// Interface index of the node's end of the way there for packets that are steered where they come in.
+    pub steered_device: u32,
+    /// The same for those that are turned around on their way into a pod.
+    pub around_device: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 20);
+const _: () = assert!(size_of::<Config>() == 32);
 
 /// Bits of [`Config::flags`].
 #[repr(transparent)]
@@ -344,23 +355,6 @@ impl ConfigFlags {
     }
 }
 
-/// Mark of packets that were turned around on their way into a pod: of the three values that two bits have, the third.
-#[inline(always)]
-pub const fn around_mark(capture_mark: u32, agent_mark: u32) -> u32 {
-    capture_mark ^ agent_mark
-}
-
-/// What the mark of a packet says to who meets it on the way out to a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MarkedBy {
-    /// Nothing.
-    Nobody,
-    /// The agent sends it, or it has been decided about where it came in.
-    Mesh,
-    /// It was on its way to the agent, and has not got there.
-    Capture,
-}
-
 impl Config {
     /// The mesh's part of a mark.
     #[inline(always)]
@@ -378,26 +372,6 @@ impl Config {
     #[inline(always)]
     pub const fn decided(&self, mark: u32) -> u32 {
         (mark & !self.mark_mask) | self.agent_mark
-    }
-
-    /// `mark` with the mesh's part replaced by the mark of what was turned around.
-    #[inline(always)]
-    pub const fn turned_around(&self, mark: u32) -> u32 {
-        (mark & !self.mark_mask) | around_mark(self.capture_mark, self.agent_mark)
-    }
-
-    /// Reads the mark of a packet that leaves for a pod and came in on the device `ingress`, 0 for one that the node
-    /// sends. The agent's own packets have either mark; on a packet that came in from somewhere, any but the agent's
-    /// was to bring it to the agent.
-    #[inline(always)]
-    pub const fn marked_by(&self, mark: u32, ingress: u32) -> MarkedBy {
-        if !self.owns(mark) {
-            MarkedBy::Nobody
-        } else if ingress == 0 || mark & self.mark_mask == self.agent_mark {
-            MarkedBy::Mesh
-        } else {
-            MarkedBy::Capture
-        }
     }
 }
 

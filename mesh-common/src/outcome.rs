@@ -15,6 +15,8 @@ pub enum Effect {
     Lookup,
     /// Nothing more: something about a passed connection, counted beside the packet's own outcome.
     Passage,
+    /// It comes from the agent.
+    Deliver,
     /// Nothing yet: no packet was sent.
     Connect,
 }
@@ -94,12 +96,10 @@ outcomes! {
     Spoofed = "drop_spoofed", Drop;
     /// A new connection that should be captured, but no agent listens and the pod fails closed.
     FailClosed = "drop_fail_closed", Drop;
-    /// The packet could not be addressed to its bridge, or to the loopback device.
+    /// The packet could not be made what it has to be to go on: addressed to the agent, or a reset.
     Rewrite = "drop_rewrite", Drop;
     /// TCP to an enrolled pod in fragments or behind extension headers, so that nobody can tell what it is about.
     Hidden = "drop_hidden", Drop;
-    /// On its way to the agent, the packet was routed to the pod instead: the policy route is missing.
-    Undelivered = "drop_undelivered", Drop;
     /// A packet of a connection that was passed and may not go on.
     Cut = "reset_cut", Reset;
     /// A verdict was there, but no room for another connection: the packet goes on to be captured.
@@ -112,8 +112,12 @@ outcomes! {
     Picked = "lookup_picked", Lookup;
     /// `pick_listener` found no listener alive.
     NoListener = "lookup_no_listener", Lookup;
-    /// `pick_listener` left the look-up alone.
-    NotSteered = "lookup_not_steered", Lookup;
+    /// Put into a pod by the agent, without the node's IP stack.
+    DeliveredToPod = "deliver_pod", Deliver;
+    /// Sent by the agent from a client's address, on to the node's IP stack.
+    DeliveredToNode = "deliver_node", Deliver;
+    /// An answer of the agent's to what was turned around, on to the node's IP stack, which may have to translate it.
+    DeliveredAround = "deliver_around", Deliver;
     /// A pod connects to a service and was given an endpoint on its node.
     ConnectLocal = "connect_same_node", Connect;
     /// A pod connects to a service with endpoints on its node, and the agent is to choose among the others.

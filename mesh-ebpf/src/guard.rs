@@ -2,12 +2,10 @@
 //!
 //! `steer` sees what comes in, with the addresses it comes in with. What a process of the node sends comes in nowhere, and
 //! what is sent to a NodePort, a host port or a cluster IP is translated to the pod's address after it came in. All of
-//! it leaves for the pod here. Such a packet gets a mark of its own and goes back in, on the loopback device, where
-//! the policy route of the mark delivers it to the agent.
+//! it leaves for the pod here. Such a packet is sent into the agent's network namespace instead, by a device for such.
 //!
-//! **The way back** is the node's. The listeners of such connections answer with the agent's mark, so conntrack sees
-//! the answers of the connection it has translated, and translates them back. What was turned around it must not see a second
-//! time: it would take it for another connection with the same addresses.
+//! **The way back** is the node's. The listeners of such connections answer through the same device, so conntrack sees
+//! the answers of the connection it has translated, and translates them back.
 //!
 //! **What passes** on a verdict of the agent's and was translated on its way in is followed here, where it has the addresses
 //! that the pod's own packets have.
@@ -17,20 +15,20 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_cgroup_id, bpf_skb_change_head};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
 use mesh_common::{
-    Arrival, Config, ConfigFlags, DeviceFlags, Effect, MarkedBy, Outcome, Pod, Tables as _, capacity,
+    Arrival, Config, ConfigFlags, DeviceFlags, Effect, Outcome, Pod, Tables as _, agent_device, capacity,
     judge_inbound,
 };
 
 use crate::counters::count;
 use crate::flows::{self, Followed, NO_DEVICE};
 use crate::listeners::agent_listens;
-use crate::maps::{KernelTables, LOOPBACK, config, device};
+use crate::maps::{KernelTables, config, device};
 use crate::parse::{Packet, hidden_destination, parse};
 use crate::reset::Back;
 use crate::socket::{Connection, connection};
@@ -42,9 +40,7 @@ static KUBELETS: HashMap<u64, u32> = HashMap::pinned(capacity::KUBELETS, BPF_F_N
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 
-/// Two addresses, both zero, which is that of the loopback device.
-const ETHERNET_ADDRESSES: [u8; 12] = [0; 12];
-/// With the protocol behind the addresses.
+/// Two addresses, and the protocol.
 const ETHERNET_HEADER: u32 = 14;
 const PROTOCOL: usize = 12;
 
@@ -67,10 +63,9 @@ fn decide(ctx: &TcContext) -> Option<Outcome> {
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (mark, index, ingress) =
         unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex, (*ctx.skb.skb).ingress_ifindex) };
-    match config.marked_by(mark, ingress) {
-        MarkedBy::Nobody => {}
-        MarkedBy::Mesh => return None,
-        MarkedBy::Capture => return Some(Outcome::Undelivered),
+    // The agent sends it, or it has been decided about where it came in.
+    if config.owns(mark) {
+        return None;
     }
     let mut packet = MaybeUninit::uninit();
     let packet = match parse(ctx, device(index), &mut packet) {
@@ -162,12 +157,11 @@ fn is_kubelet(ctx: &TcContext) -> bool {
     KUBELETS.get_ptr(cgroup).is_some()
 }
 
-/// Marks the packet, addresses it to the loopback device and has it come in there.
+/// Addresses the packet to the agent's end of the device for such, and sends it there.
 #[inline(always)]
 fn turn_around(ctx: &TcContext, outcome: Outcome) -> (Outcome, i32) {
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
-    let (mark, index, protocol) =
-        unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex, (*ctx.skb.skb).protocol) };
+    let (index, protocol) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).protocol) };
     let is_ethernet = device(index).is_some_and(|device| device.flags.has(DeviceFlags::ETHERNET));
     if !is_ethernet {
         // SAFETY: as above.
@@ -176,11 +170,10 @@ fn turn_around(ctx: &TcContext, outcome: Outcome) -> (Outcome, i32) {
             return (Outcome::Rewrite, DROP);
         }
     }
-    if ctx.store(0, &ETHERNET_ADDRESSES, 0).is_err() {
+    // The destination comes first in an Ethernet header.
+    if ctx.store(0, &agent_device::AROUND_MAC, 0).is_err() {
         return (Outcome::Rewrite, DROP);
     }
-    // SAFETY: as above.
-    unsafe { (*ctx.skb.skb).mark = config().turned_around(mark) };
     // SAFETY: takes numbers.
-    (outcome, unsafe { bpf_redirect(LOOPBACK, BPF_F_INGRESS as u64) } as i32)
+    (outcome, unsafe { bpf_redirect(config().around_device, 0) } as i32)
 }

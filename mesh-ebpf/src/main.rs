@@ -1,10 +1,10 @@
 //! The kernel side of the mesh: programs that bring the TCP connections of enrolled pods to the agent, or straight to
 //! a pod of the same node.
 //!
-//! `steer` runs for every packet that enters the node through a device and puts a mark on those that belong to the
-//! agent; a policy route turns the mark into local delivery. `guard` runs for every packet that leaves the node for an
-//! enrolled pod, and turns around what has come past `steer`. `pick_listener` runs when the kernel then looks for a
-//! listening socket, and names the one of a data-plane core. The programs of `connect` run before any packet, when a
+//! `steer` runs for every packet that enters the node through a device and puts those that belong to the agent into the
+//! agent's network namespace. `guard` runs for every packet that leaves the node for an enrolled pod, and sends there what
+//! has come past `steer`. `pick_listener` runs when the kernel then looks for a listening socket, and names the one of a
+//! data-plane core. `deliver` runs for what the agent sends back. The programs of `connect` run before any packet, when a
 //! pod connects to a service, and may choose the endpoint. What they decide is in `mesh_common`, where user space runs
 //! it too.
 #![no_std]
@@ -14,11 +14,13 @@
 
 mod connect;
 mod counters;
+mod deliver;
 mod flows;
 mod guard;
 mod listeners;
 mod maps;
 mod parse;
+mod peer;
 mod pick_listener;
 mod reset;
 mod socket;

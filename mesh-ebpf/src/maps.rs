@@ -46,9 +46,6 @@ pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(capacity:
 #[map]
 pub(crate) static FLOW_EVENTS: RingBuf = RingBuf::pinned(capacity::FLOW_EVENT_BYTES, 0);
 
-/// Interface index of the loopback device, in every network namespace.
-pub(crate) const LOOPBACK: u32 = 1;
-
 /// Length of a whole [`CidrRule`], the prefix to look up with.
 const WHOLE_CIDR_RULE: u32 = CIDR_RULE_PREFIX + 128;
 

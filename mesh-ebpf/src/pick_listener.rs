@@ -1,20 +1,18 @@
-//! When the kernel looks for a listening socket: which of the agent's it is.
+//! When the kernel looks for a listening socket in the agent's network namespace: which of the agent's it is.
 //!
-//! The context has no mark, so the same gate is asked again; nothing but steered packets can be delivered locally
-//! to an address that is not the node's, so the answer is the same. Packets that were turned around come in on the loopback
-//! device, and nothing else with a pod's address does. Unlike an assignment at the ingress this also
-//! works for a SYN that revives a TIME_WAIT tuple, and behind br_netfilter.
+//! Everything that comes in there has been decided about by `steer` or `guard`; which of the two shows in the device. Unlike an
+//! assignment at the ingress this also works for a SYN that revives a TIME_WAIT tuple.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::helpers::generated::bpf_sk_assign;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{Address, Arrival, Family, Flow, Gate, Outcome, gate, judge, judge_inbound, spread};
+use mesh_common::{Address, Arrival, Family, Outcome, agent_device, spread};
 
 use crate::counters::count;
 use crate::listeners::Listener;
-use crate::maps::{KernelTables, LOOPBACK, config};
+use crate::maps::config;
 
 const SK_PASS: u32 = 1;
 
@@ -65,20 +63,8 @@ fn pick(ctx: &SkLookupContext) -> Option<Outcome> {
         _ => return None,
     };
     let port = read!(ctx, local_port) as u16;
-
-    // The source was checked at the ingress; here the device may already be the bridge above it.
-    let flow = Flow { source: &source, destination: &destination, device: 0, owner: 0 };
-    let Gate::Candidate { source: from, destination: to } = gate(&KernelTables, &flow) else {
-        return Some(Outcome::NotSteered);
-    };
-    let arrival = if read!(ctx, ingress_ifindex) == LOOPBACK { Arrival::Around } else { Arrival::Steered };
-    let capture = match arrival {
-        Arrival::Steered => judge(&KernelTables, &from, &to, &destination, port),
-        Arrival::Around => judge_inbound(&KernelTables, &to, port),
-    };
-    if capture.is_none() {
-        return Some(Outcome::NotSteered);
-    }
+    let arrival =
+        if read!(ctx, ingress_ifindex) == agent_device::AROUND { Arrival::Around } else { Arrival::Steered };
 
     let config = config();
     let core = spread(&source, u16::from_be(read!(ctx, remote_port)), &destination, port, config.listeners);
@@ -88,6 +74,6 @@ fn pick(ctx: &SkLookupContext) -> Option<Outcome> {
     // SAFETY: the context is ours, the socket is held until the release below.
     let result = unsafe { bpf_sk_assign(ctx.as_ptr(), listener.as_ptr().cast(), 0) };
     listener.release();
-    // Another sk_lookup program before us may have chosen already (EEXIST).
-    Some(if result == 0 { Outcome::Picked } else { Outcome::NotSteered })
+    // It may have been closed meanwhile.
+    Some(if result == 0 { Outcome::Picked } else { Outcome::NoListener })
 }

@@ -5,8 +5,8 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock, bpf_sock_tuple,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::bpf_sk_release;
 use aya_ebpf::helpers::generated::{bpf_skc_lookup_tcp, bpf_tcp_check_syncookie};
@@ -14,6 +14,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::{Address, Arrival, Config, Family, spread};
 
 use crate::listeners::Listener;
+use crate::maps::config;
 use crate::parse::{Ipv4Header, Ipv6Header, Packet, load};
 
 /// What the node knows of a packet's connection.
@@ -29,7 +30,7 @@ pub(crate) enum Connection {
     Cookie,
 }
 
-/// Looks for the connection among the sockets of this network namespace.
+/// Looks for the connection among the sockets of the agent's network namespace.
 ///
 /// The caller has passed the gate: the kernel runs the sk_lookup programs when it finds no connection, which is
 /// too dear for packets that have nothing to do with the mesh.
@@ -37,6 +38,7 @@ pub(crate) enum Connection {
 pub(crate) fn connection(ctx: &TcContext, packet: &Packet, config: &Config, arrival: Arrival) -> Connection {
     let socket = look_up(
         ctx,
+        config,
         packet.family,
         (&packet.source, packet.tcp.source),
         (&packet.destination, packet.tcp.destination),
@@ -84,6 +86,7 @@ fn acknowledges_around(ctx: &TcContext, packet: &Packet, config: &Config) -> boo
 pub(crate) fn agent_speaks_for(ctx: &TcContext, packet: &Packet) -> bool {
     let socket = look_up(
         ctx,
+        &config(),
         packet.family,
         (&packet.destination, packet.tcp.destination),
         (&packet.source, packet.tcp.source),
@@ -98,10 +101,11 @@ pub(crate) fn agent_speaks_for(ctx: &TcContext, packet: &Packet) -> bool {
     state != BPF_TCP_LISTEN
 }
 
-/// The socket of this node for packets from `source`, address and port in network order, to `destination`.
+/// The agent's socket for packets from `source`, address and port in network order, to `destination`.
 #[inline(always)]
 fn look_up(
     ctx: &TcContext,
+    config: &Config,
     family: Family,
     source: (&Address, u16),
     destination: (&Address, u16),
@@ -132,7 +136,7 @@ fn look_up(
         }
     };
     // SAFETY: the tuple is initialised and of the length that tells the family.
-    unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, length as u32, BPF_F_CURRENT_NETNS as u64, 0) }
+    unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, length as u32, u64::from(config.netns), 0) }
 }
 
 /// Whether the packet acknowledges a SYN cookie: under a flood the kernel keeps no request that could be found.

@@ -1,36 +1,29 @@
 //! At the ingress of every host-side device: which packets belong to the agent.
 //!
-//! A packet is marked and nothing else; the policy route of the mark delivers it locally. Assigning the socket here
-//! (`bpf_sk_assign`) would be undone on bridge ports by br_netfilter, and would drop a SYN that reuses the tuple of
-//! a TIME_WAIT socket. Packets of existing connections are marked only if the agent holds a socket for them, so
-//! connections that are older than the enrolment, or were let past, go on undisturbed.
+//! Those are put into the agent's network namespace, where everything is delivered locally: no rule, route or table of the
+//! node has a part in it, and what is not for the agent goes its way as if there were none. Packets of existing connections
+//! are the agent's only if it holds a socket for them, so connections that are older than the enrolment, or were let past, go
+//! on undisturbed.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::{bpf_redirect_peer, bpf_skb_change_type};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use mesh_common::{
-    Arrival, Capture, Config, Device, DeviceFlags, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge,
-};
+use mesh_common::{Arrival, Capture, Config, Direction, Effect, Flow, Gate, Outcome, Pod, gate, judge};
 
 use crate::counters::count;
 use crate::flows::{self, Followed, NO_DEVICE};
 use crate::listeners::agent_listens;
 use crate::maps::{KernelTables, config, device};
 use crate::parse::{Packet, parse};
+use crate::peer::put_into;
 use crate::reset::Back;
 use crate::socket::{Connection, connection};
 
 /// On to the next program; the value means the same to tcx (`TCX_NEXT`) and to clsact.
 const NEXT: i32 = TC_ACT_UNSPEC;
-/// On to the IP stack: a later program that redirects would take a steered packet past the policy route.
-const TO_STACK: i32 = TC_ACT_OK as i32;
 const DROP: i32 = TC_ACT_SHOT as i32;
-
-/// Addressed to the node (`linux/if_packet.h`).
-const PACKET_HOST: u32 = 0;
 
 /// The way of a packet that passes.
 struct Onward {
@@ -47,29 +40,19 @@ pub(crate) fn steer(ctx: TcContext) -> i32 {
     let outcome = decide(&ctx, &mut onward);
     count(outcome);
     match outcome.effect() {
-        Effect::Pass | Effect::Reset if onward.into != NO_DEVICE => put_into_pod(&ctx, onward.into),
+        Effect::Pass | Effect::Reset if onward.into != NO_DEVICE => {
+            put_into(&ctx, onward.into).unwrap_or(NEXT)
+        }
         Effect::Pass | Effect::Reset if onward.to_enrolled => note_decided(&ctx),
-        Effect::Pass | Effect::Reset | Effect::Lookup | Effect::Passage | Effect::Connect => NEXT,
-        Effect::Capture => TO_STACK,
+        Effect::Pass
+        | Effect::Reset
+        | Effect::Lookup
+        | Effect::Passage
+        | Effect::Deliver
+        | Effect::Connect => NEXT,
+        Effect::Capture => put_into(&ctx, config().steered_device).unwrap_or(DROP),
         Effect::Drop => DROP,
     }
-}
-
-/// Takes the packet to the other end of a pod's veth, as if it had been sent through it.
-///
-/// The node's IP stack, its bridge, its rules and its queues are left out: what they say of the connection they have said
-/// of its SYN.
-#[inline(always)]
-fn put_into_pod(ctx: &TcContext, device: u32) -> i32 {
-    // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
-    let addressed_to = unsafe { (*ctx.skb.skb).pkt_type };
-    // On the port of a bridge it is addressed to the pod, and for the node somebody else's.
-    // SAFETY: as above.
-    if addressed_to != PACKET_HOST && unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) } != 0 {
-        return NEXT;
-    }
-    // SAFETY: takes numbers.
-    unsafe { bpf_redirect_peer(device, 0) as i32 }
 }
 
 /// Says to `guard` that the packet may go on. On its way out of the node's network namespace it loses the mark.
@@ -86,7 +69,8 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
     let config = config();
     // SAFETY: the context of a classifier is a valid `__sk_buff` for as long as the program runs.
     let (mark, index) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ifindex) };
-    // A pod cannot forge this: the mark does not survive the way out of its network namespace.
+    // Met before, at a device below this one. A pod cannot forge this: the mark does not survive the way out of its network
+    // namespace.
     if config.owns(mark) {
         return Outcome::Marked;
     }
@@ -99,18 +83,10 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
     // Most packets behind an enrolled pod's device, and the ones that are to lose least time. That the sender is who it
     // says was seen when the flow was opened, if this is the device it was seen on.
     let owner = device.map_or(0, |device| device.owner);
-    if owner != 0 {
-        match flows::follow(ctx, packet, index) {
-            Followed::NoFlow => {}
-            Followed::Passes { into, to_pod } => {
-                *onward = Onward { into, to_enrolled: to_pod };
-                return Outcome::Flow;
-            }
-            Followed::Ends { expected, to_pod } => {
-                *onward = Onward { into: flows::shortcut_of(packet), to_enrolled: to_pod };
-                return flows::cut(ctx, packet, expected, Back::Out);
-            }
-        }
+    if owner != 0
+        && let Some(outcome) = follow(ctx, packet, index, onward)
+    {
+        return outcome;
     }
     let flow = Flow { source: &packet.source, destination: &packet.destination, device: index, owner };
     let (source, destination) = match gate(&KernelTables, &flow) {
@@ -119,18 +95,10 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
     };
     onward.to_enrolled = destination.may_have_captured();
     // Its sender is elsewhere, or the device is another now, or nobody's since its pod left the mesh.
-    match flows::follow(ctx, packet, NO_DEVICE) {
-        Followed::NoFlow => {}
-        Followed::Passes { into, .. } => {
-            onward.into = into;
-            return Outcome::Flow;
-        }
-        Followed::Ends { expected, .. } => {
-            onward.into = flows::shortcut_of(packet);
-            return flows::cut(ctx, packet, expected, Back::Out);
-        }
+    if let Some(outcome) = follow(ctx, packet, NO_DEVICE, onward) {
+        return outcome;
     }
-    let outcome = if packet.opens() {
+    if packet.opens() {
         match rules(packet, &source, &destination) {
             None => Outcome::Excluded,
             // A verdict is a decision of the agent's, taken already: it holds whether an agent is there now or not.
@@ -139,11 +107,23 @@ fn decide(ctx: &TcContext, onward: &mut Onward) -> Outcome {
         }
     } else {
         existing_connection(ctx, &config, packet, &source, &destination)
-    };
-    if outcome.effect() == Effect::Capture {
-        return hand_over(ctx, &config, mark, device, outcome);
     }
-    outcome
+}
+
+/// Follows the connection of a packet that passes, if it is of one.
+#[inline(always)]
+fn follow(ctx: &TcContext, packet: &Packet, index: u32, onward: &mut Onward) -> Option<Outcome> {
+    match flows::follow(ctx, packet, index) {
+        Followed::NoFlow => None,
+        Followed::Passes { into, to_pod } => {
+            *onward = Onward { into, to_enrolled: to_pod };
+            Some(Outcome::Flow)
+        }
+        Followed::Ends { expected, to_pod } => {
+            *onward = Onward { into: flows::shortcut_of(packet), to_enrolled: to_pod };
+            Some(flows::cut(ctx, packet, expected, Back::Out))
+        }
+    }
 }
 
 /// The first packet of a connection follows the pod's rules.
@@ -185,26 +165,4 @@ fn existing_connection(
             _ => Outcome::NoSocket,
         },
     }
-}
-
-/// Marks the packet. On the port of a bridge it is also addressed to the bridge, or it would be switched to its
-/// destination without the IP stack, and the policy route, ever seeing it.
-#[inline(always)]
-fn hand_over(
-    ctx: &TcContext,
-    config: &Config,
-    mark: u32,
-    device: Option<&Device>,
-    outcome: Outcome,
-) -> Outcome {
-    // The destination comes first in an Ethernet header, and bridge ports are always Ethernet.
-    if let Some(device) = device
-        && device.flags.has(DeviceFlags::BRIDGE_PORT)
-        && ctx.store(0, &device.bridge_mac, 0).is_err()
-    {
-        return Outcome::Rewrite;
-    }
-    // SAFETY: as in `decide`.
-    unsafe { (*ctx.skb.skb).mark = config.captured(mark) };
-    outcome
 }

@@ -21,7 +21,6 @@ impl AdminState {
                 checks.push(listeners(&report, self.facts.workers));
                 checks.push(spoofing(&report));
                 checks.push(kubelet(&report));
-                checks.extend(undelivered(&report));
             }
             Err(error) => checks.push(Check::fail(
                 "kernel programs",
@@ -199,17 +198,6 @@ fn kubelet(report: &SteeringReport) -> Check {
             "name the kubelet's cgroup with --kubelet-cgroup, and mount the node's cgroup2 hierarchy for the agent",
         ),
     }
-}
-
-fn undelivered(report: &SteeringReport) -> Option<Check> {
-    let dropped = report.counters.get(mesh_common::Outcome::Undelivered.name()).copied().unwrap_or_default();
-    (dropped > 0).then(|| {
-        Check::warn(
-            "delivery",
-            format!("{dropped} packets for the agent were routed to their pods instead, and dropped there"),
-            "a policy rule is or was missing: see the check of the policy routing",
-        )
-    })
 }
 
 fn control_server(config: &ConfigStatus) -> Check {

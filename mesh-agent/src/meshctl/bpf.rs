@@ -129,6 +129,7 @@ fn counters(screen: &mut Screen, report: &SteeringReport) -> io::Result<()> {
             Effect::Drop => ("dropped", BAD),
             Effect::Reset => ("reset", BAD),
             Effect::Lookup => ("looked up", PLAIN),
+            Effect::Deliver => ("delivered", PLAIN),
             Effect::Passage => ("beside", PLAIN),
             Effect::Connect => ("connected", PLAIN),
         };

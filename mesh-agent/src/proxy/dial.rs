@@ -318,7 +318,8 @@ impl Dialling<'_> {
         let as_client = upstream.source.preserved().is_some();
         let taken = |local: SocketAddr| as_client && worker.passage.passes(local, upstream.address);
         let source = Source::of(upstream.source.preserved(), self.origin.arrival);
-        let connecting = socket::connect_clear_of(upstream.address, source, &worker.settings, taken);
+        let connecting =
+            socket::connect_clear_of(upstream.address, source, &worker.settings, &worker.node_sockets, taken);
         let outcome = timeout_at(deadline.into(), connecting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

@@ -11,10 +11,11 @@ use std::task::{Context, Poll, ready};
 
 use mesh_common::Arrival;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::node_sockets::{NodeSockets, make};
 use super::settings::{Keepalive, ProxySettings};
 
 /// Ports that a connection finds taken before it gives up. Each one more is that much less likely, unless nearly all are.
@@ -22,13 +23,13 @@ const MAX_TAKEN_PORTS: usize = 16;
 
 /// A listening socket that accepts connections to any address. Accepted sockets inherit its options: the mark,
 /// no delay, keepalive; that saves five system calls for each of them. The mark has to be right from the first answer
-/// on, which is the kernel's own: of connections that were turned around, conntrack must see the answers.
+/// on, which is the kernel's own: it says by which device the answers leave.
 pub(super) fn listen(
     address: IpAddr,
     arrival: Arrival,
     settings: &ProxySettings,
 ) -> io::Result<std::net::TcpListener> {
-    let socket = open(address)?;
+    let socket = make(family(address))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -84,9 +85,10 @@ pub(super) async fn connect(
     destination: SocketAddr,
     source: Option<IpAddr>,
     settings: &ProxySettings,
+    node: &NodeSockets,
 ) -> io::Result<TcpStream> {
     let source = Source::of(source, Arrival::Steered);
-    connect_clear_of(destination, source, settings, |_| false).await
+    connect_clear_of(destination, source, settings, node, |_| false).await
 }
 
 /// The same from a port that is not `taken`, as far as there is one. What can be taken without the kernel knowing are the
@@ -95,11 +97,12 @@ pub(super) async fn connect_clear_of(
     destination: SocketAddr,
     source: Source,
     settings: &ProxySettings,
+    node: &NodeSockets,
     taken: impl Fn(SocketAddr) -> bool,
 ) -> io::Result<TcpStream> {
     let mut attempts = Vec::new();
     let stream = loop {
-        let stream = begin_to_connect(destination, source, settings)?;
+        let stream = begin_to_connect(destination, source, settings, node).await?;
         if matches!(source, Source::Node) || !taken(stream.local_addr()?) {
             break stream;
         }
@@ -118,22 +121,25 @@ pub(super) async fn connect_clear_of(
 }
 
 /// A socket whose SYN is on its way.
-fn begin_to_connect(
+async fn begin_to_connect(
     destination: SocketAddr,
     source: Source,
     settings: &ProxySettings,
+    node: &NodeSockets,
 ) -> io::Result<TcpStream> {
+    let domain = family(destination.ip());
+    let as_client =
+        |client| begin(make(domain)?, destination, Some((client, true)), settings.marks.capture, settings);
     match source {
-        Source::Node => begin(destination, None, settings.marks.agent, settings),
-        Source::Client(client) => begin(destination, Some((client, true)), settings.marks.capture, settings),
+        Source::Node => begin(node.take(domain).await?, destination, None, settings.marks.agent, settings),
+        Source::Client(client) => as_client(client),
         // What the node sends and receives itself is tracked like all that it does: untracked, its answers could belong
         // to a connection that was translated to the same address and port.
         Source::ClientOrNode(client) => {
-            match begin(destination, Some((client, false)), settings.marks.agent, settings) {
+            let socket = node.take(domain).await?;
+            match begin(socket, destination, Some((client, false)), settings.marks.agent, settings) {
                 // Refused by `bind`, or where the node may bind to any address (`ip_nonlocal_bind`) by `connect`.
-                Err(error) if is_not_of_node(&error) => {
-                    begin(destination, Some((client, true)), settings.marks.capture, settings)
-                }
+                Err(error) if is_not_of_node(&error) => as_client(client),
                 begun => begun,
             }
         }
@@ -146,12 +152,12 @@ fn is_not_of_node(error: &io::Error) -> bool {
 
 /// Begins to connect from an address, which is not the node's where it is to be `transparent`.
 fn begin(
+    socket: Socket,
     destination: SocketAddr,
     from: Option<(IpAddr, bool)>,
     mark: u32,
     settings: &ProxySettings,
 ) -> io::Result<TcpStream> {
-    let socket = open(destination.ip())?;
     tune(&socket, settings.keepalive)?;
     socket.set_mark(mark)?;
     if let Some((source, transparent)) = from {
@@ -169,9 +175,8 @@ fn begin(
     }
 }
 
-fn open(address: IpAddr) -> io::Result<Socket> {
-    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+fn family(address: IpAddr) -> Domain {
+    if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }
 }
 
 fn set_transparent(socket: &Socket, address: IpAddr) -> io::Result<()> {

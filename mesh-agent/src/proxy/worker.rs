@@ -22,6 +22,7 @@ use super::affinity::Affinity;
 use super::connection::{Accepted, Origin, serve};
 use super::guards::{self, Guards};
 use super::limits::Limits;
+use super::node_sockets::NodeSockets;
 use super::relay::{BufferPool, Lifetime};
 use super::settings::ProxySettings;
 use super::socket::Stream;
@@ -63,6 +64,7 @@ pub(super) struct Shared {
     pub(super) limits: Arc<Limits>,
     pub(super) affinity: Arc<Affinity>,
     pub(super) identities: Identities,
+    pub(super) node_sockets: NodeSockets,
     pub(super) passage: PassageProposals,
 }
 
@@ -144,7 +146,8 @@ pub(super) fn run(
 ) -> io::Result<usize> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let buffers = BufferPool::new(shared.settings.buffer_memory);
-    let tunnels = Tunnels::new(Arc::clone(&shared.settings), Rc::clone(&buffers));
+    let tunnels =
+        Tunnels::new(Arc::clone(&shared.settings), Rc::clone(&buffers), shared.node_sockets.clone());
     let tunnel_server = TunnelServer::new(&shared.settings.tunnel, Rc::clone(&buffers));
     let worker = Rc::new(Worker {
         index,

@@ -6,11 +6,12 @@
 mod clsact;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::sk_lookup::SkLookupLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use aya::sys::SyscallError;
@@ -63,12 +64,13 @@ pub(super) struct Attachments {
     mode: AttachMode,
     /// By program and interface index: the way it is attached, or why it is not.
     attached: BTreeMap<(Hook, u32), Result<AttachMode, String>>,
-    picks_listeners: bool,
+    /// Not pinned: the network namespace goes with the agent.
+    picks_listeners: Option<SkLookupLink>,
 }
 
 impl Attachments {
     pub(super) fn new(programs: Programs, pins: Pins, mode: AttachMode) -> Self {
-        Self { programs, pins, mode, attached: BTreeMap::new(), picks_listeners: false }
+        Self { programs, pins, mode, attached: BTreeMap::new(), picks_listeners: None }
     }
 
     pub(super) fn programs(&self) -> &Programs {
@@ -88,45 +90,27 @@ impl Attachments {
         (&mut self.programs, &self.pins)
     }
 
-    /// Attaches `pick_listener` to this network namespace, unless that is done.
-    ///
-    /// The programs of two agents can stand side by side, the first choice counts and both choose from the same
-    /// sockets: so the new link comes before the old one goes.
-    pub(super) fn attach_pick_listener(&mut self) -> Result<(), SteeringError> {
-        if self.picks_listeners {
-            return Ok(());
-        }
-        let (pin, next) = (self.pins.pick_listener(), self.pins.next_pick_listener());
-        if next.exists() {
-            // An agent died between the steps below.
-            if pin.exists() { pins::remove(&next)? } else { pins::rename(&next, &pin)? }
-        }
-        let failed = |error: &dyn std::fmt::Display| SteeringError::Attach {
+    /// Attaches `pick_listener` to the agent's network namespace, in which there is none: it is as new as the agent.
+    pub(super) fn attach_pick_listener(&mut self, namespace: BorrowedFd<'_>) -> Result<(), SteeringError> {
+        let failed = |error: ProgramError| SteeringError::Attach {
             program: PICK_LISTENER,
-            target: "the network namespace".to_owned(),
-            reason: error.to_string(),
+            target: "the agent's network namespace".to_owned(),
+            reason: chain(&error),
         };
-        let netns = File::open("/proc/thread-self/ns/net").map_err(|error| failed(&error))?;
         let program = self.programs.pick_listener()?;
-        let link = program
-            .attach(netns)
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| failed(&chain(&error)))?;
-        FdLink::from(link).pin(&next).map_err(|error| failed(&chain(&error)))?;
-        pins::remove(&pin)?;
-        pins::rename(&next, &pin)?;
-        self.picks_listeners = true;
+        let link = program.attach(namespace).and_then(|id| program.take_link(id)).map_err(failed)?;
+        self.picks_listeners = Some(link);
         Ok(())
     }
 
     /// Attaches the programs to the devices that lack them, and forgets the devices that are gone.
     pub(super) fn sync(&mut self, devices: &Devices, members: &Members, gone: &[u32]) {
-        let pinned = self.pins.devices(Hook::Steer);
+        let pinned: BTreeSet<u32> = Hook::ALL.into_iter().flat_map(|hook| self.pins.devices(hook)).collect();
         for index in gone.iter().chain(pinned.iter().filter(|index| devices.link(**index).is_none())) {
             self.forget(*index);
         }
-        for link in devices.steered() {
-            self.attach(Hook::Steer, link);
+        for (hook, link) in devices.attended() {
+            self.attach(hook, link);
         }
         self.sync_guards(devices, members);
         // Only now does no program use the maps of an agent with another layout any more.
@@ -183,9 +167,10 @@ impl Attachments {
     /// Forgets a device that is gone, with its pin: a link that stayed behind would follow a device that moved to
     /// another network namespace.
     pub(super) fn forget(&mut self, index: u32) {
-        self.attached.remove(&(Hook::Guard, index));
-        if self.attached.remove(&(Hook::Steer, index)).is_some() {
-            debug!(index, "device is gone");
+        for hook in Hook::ALL {
+            if self.attached.remove(&(hook, index)).is_some() {
+                debug!(index, program = hook.program(), "device is gone");
+            }
         }
         if let Err(error) = self.pins.forget_device(index) {
             warn!(index, %error, "a pin stays");
@@ -295,7 +280,7 @@ fn is_invalid(error: &ProgramError) -> bool {
 /// Detaches everything that is pinned or noted below `directory`.
 pub(super) fn detach_all(directory: &Path) -> Result<Vec<PathBuf>, SteeringError> {
     let pins = Pins::existing(directory);
-    for hook in [Hook::Guard, Hook::Steer] {
+    for hook in Hook::ALL {
         pins.clsact_filters(hook).into_iter().for_each(|index| clsact::detach(hook, index));
     }
     pins.clsact_qdiscs().into_iter().for_each(|index| clsact::remove_own_qdisc(&pins, index));

@@ -31,6 +31,7 @@ pub(super) fn read(maps: &Maps) -> Result<Vec<Count>, SteeringError> {
                     Effect::Drop => "drop",
                     Effect::Reset => "reset",
                     Effect::Lookup => "lookup",
+                    Effect::Deliver => "deliver",
                     Effect::Passage => "passage",
                     Effect::Connect => "connect",
                 },

@@ -9,7 +9,9 @@ use netlink_packet_route::link::{
 };
 
 use super::SteeringError;
+use super::host::namespace;
 use super::maps::Maps;
+use super::programs::Hook;
 
 /// What netlink says of a device, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +24,10 @@ pub(super) struct Link {
     pub(super) ethernet: bool,
     /// Whether it is a veth that sends at once: nothing queues or shapes its packets.
     pub(super) plain_veth: bool,
-    pub(super) mac: Option<[u8; 6]>,
     /// The bridge it is a port of.
     pub(super) bridge: Option<u32>,
+    /// What fits through it.
+    pub(super) mtu: u32,
 }
 
 /// What sort of device it is.
@@ -40,6 +43,8 @@ pub(super) enum Kind {
     Silent,
     /// Holds addresses that are services' rather than the node's, such as kube-ipvs0.
     Dummy,
+    /// To the agent's network namespace.
+    Agent,
     /// Everything else: pods' veths, uplinks, tunnels.
     Plain,
 }
@@ -54,15 +59,15 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             plain_veth: false,
-            mac: None,
             bridge: None,
+            mtu: 0,
         };
         let (mut controller, mut is_port) = (None, false);
         let (mut is_veth, mut is_queued) = (false, true);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Controller(index) => controller = Some(*index),
                 LinkAttribute::Qdisc(name) => is_queued = name != "noqueue",
                 LinkAttribute::LinkInfo(details) => {
@@ -86,6 +91,9 @@ impl Link {
         if message.header.link_layer_type == LinkLayerType::Loopback {
             link.kind = Kind::Loopback;
         }
+        if is_veth && [namespace::STEERED, namespace::AROUND].contains(&link.name.as_str()) {
+            link.kind = Kind::Agent;
+        }
         link.bridge = controller.filter(|_| is_port);
         link.plain_veth = is_veth && !is_queued;
         link
@@ -95,6 +103,14 @@ impl Link {
     /// move into a pod, and must not take the program there.
     pub(super) fn is_steered(&self) -> bool {
         self.kind == Kind::Plain && self.up
+    }
+
+    /// The program that belongs at its ingress.
+    pub(super) fn program_of_ingress(&self) -> Option<Hook> {
+        match self.kind {
+            Kind::Agent => Some(Hook::Deliver),
+            _ => self.is_steered().then_some(Hook::Steer),
+        }
     }
 }
 
@@ -157,9 +173,14 @@ impl Devices {
         self.links.get(&index)
     }
 
-    /// The steered devices.
-    pub(super) fn steered(&self) -> impl Iterator<Item = &Link> {
-        self.links.values().filter(|link| link.is_steered())
+    /// The devices with a program at their ingress.
+    pub(super) fn attended(&self) -> impl Iterator<Item = (Hook, &Link)> {
+        self.links.values().filter_map(|link| Some((link.program_of_ingress()?, link)))
+    }
+
+    /// What fits through the devices of all enrolled pods; nothing while there are none.
+    pub(super) fn least_mtu(&self) -> Option<u32> {
+        self.owners.keys().filter_map(|index| self.links.get(index)).map(|link| link.mtu).min()
     }
 
     /// The pod that owns a device.
@@ -206,11 +227,7 @@ impl Devices {
     pub(super) fn set_link(&mut self, maps: &mut Maps, link: Link) -> Result<(), SteeringError> {
         let index = link.index;
         self.links.insert(index, link);
-        self.write(maps, index)?;
-        // A bridge takes another address as ports come and go, unless it was given one.
-        let ports: Vec<u32> =
-            self.links.values().filter(|port| port.bridge == Some(index)).map(|port| port.index).collect();
-        ports.into_iter().try_for_each(|port| self.write(maps, port))
+        self.write(maps, index)
     }
 
     /// Forgets a device that is gone. Its number may be another's one day, so its owner is forgotten too.
@@ -288,15 +305,14 @@ impl Devices {
     fn entry(&self, index: u32) -> Option<Device> {
         let owner = self.owner(index);
         let link = self.links.get(&index);
-        let bridge = link.and_then(|link| self.links.get(&link.bridge?)?.mac);
         let device = Device {
             owner,
             flags: DeviceFlags::default()
-                .with(DeviceFlags::BRIDGE_PORT, bridge.is_some())
-                .with(DeviceFlags::ETHERNET, link.is_some_and(|link| link.ethernet && link.is_steered()))
+                .with(
+                    DeviceFlags::ETHERNET,
+                    link.is_some_and(|link| link.ethernet && link.program_of_ingress().is_some()),
+                )
                 .with(DeviceFlags::SHORTCUT, self.shortcuts && link.is_some_and(|link| link.plain_veth)),
-            bridge_mac: bridge.unwrap_or_default(),
-            ..Device::default()
         };
         (device != Device::default()).then_some(device)
     }

@@ -1,9 +1,7 @@
-//! What steering needs of the node besides its kernel programs: policy routes, sysctls, untracking.
+//! What steering needs of the node besides its kernel programs: devices to the agent's network namespace, sysctls, untracking.
 //!
-//! A steered packet carries the *capture mark*. Policy rules send it to local delivery, where `pick_listener`
-//! gives it to the agent, and an nftables rule keeps it away from connection tracking. All of that is the
-//! node's own state, so every change is written to the [`journal`] first: a clean exit, or `mesh-agent detach`
-//! after a crash, puts the node back exactly as it was.
+//! The sysctls are the node's own state, so every change is written to the [`journal`] first: a clean exit, or `mesh-agent
+//! detach` after a crash, puts the node back exactly as it was.
 //!
 //! Everything here acts on the network namespace of the calling thread.
 
@@ -14,7 +12,8 @@ pub mod installed;
 pub mod instance;
 pub mod journal;
 pub mod kernel;
-pub mod routes;
+pub mod namespace;
+mod rules;
 pub mod sysctls;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -22,7 +21,6 @@ pub mod untrack;
 
 use std::path::PathBuf;
 
-use mesh_common::around_mark;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -30,7 +28,6 @@ use crate::settings::NodeArgs;
 
 pub use error::HostError;
 use journal::Journal;
-use routes::PolicyRouting;
 use sysctls::{PortRange, Sysctls};
 
 /// A value in some bits of a packet's mark. The other bits belong to others.
@@ -42,12 +39,11 @@ pub struct Mark {
     pub mask: u32,
 }
 
-/// Whether steered packets are kept away from connection tracking.
+/// Whether what the agent sends from clients' addresses is kept away from connection tracking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Untracking {
-    /// Wherever the kernel has nf_tables: without it there is no nftables NAT to mislead steered packets, and
-    /// iptables' is unlikely.
+    /// Wherever the kernel has nf_tables: without it there is no nftables NAT to mislead them, and iptables' is unlikely.
     #[default]
     Auto,
     /// Never: nothing on this node rewrites addresses.
@@ -57,16 +53,11 @@ pub enum Untracking {
 /// How to prepare the node.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
-    /// The mark of steered packets, and of the agent's sockets whose packets come back steered.
+    /// The mark of what the agent sends from addresses that are not the node's.
     pub capture_mark: Mark,
-    /// The mark of packets that are turned around on their way into a pod.
-    pub around_mark: Mark,
-    /// Routing table that delivers steered packets locally. Nobody else may use it: Calico allots itself numbers
-    /// of 1 to 250, Cilium 2004 and 2005, the CNIs of the clouds small ones.
-    pub table: u32,
-    /// Preference of the first of four consecutive policy rules.
-    pub rule_preference: u32,
-    /// Whether steered packets bypass connection tracking.
+    /// The mark of what else it sends.
+    pub agent_mark: Mark,
+    /// Whether the former bypasses connection tracking.
     pub untracking: Untracking,
     /// Local ports for connections that the agent opens; `None` leaves the node's range alone.
     pub port_range: Option<PortRange>,
@@ -78,16 +69,11 @@ pub struct HostSettings {
 }
 
 impl HostSettings {
-    /// Rule preference: after the `local` table (0), before the rules of the cloud CNIs (512 and up).
-    pub const DEFAULT_RULE_PREFERENCE: u32 = 99;
-
     /// The defaults for what each node must say itself.
-    pub fn new(capture_mark: Mark, around_mark: Mark, table: u32, run_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(capture_mark: Mark, agent_mark: Mark, run_dir: impl Into<PathBuf>) -> Self {
         Self {
             capture_mark,
-            around_mark,
-            table,
-            rule_preference: Self::DEFAULT_RULE_PREFERENCE,
+            agent_mark,
             untracking: Untracking::default(),
             port_range: Some(PortRange::WIDE),
             run_dir: run_dir.into(),
@@ -98,18 +84,11 @@ impl HostSettings {
     /// The settings that the command line gives.
     pub fn from_args(args: &NodeArgs) -> Self {
         let mask = args.mark_mask.get();
-        let capture = Mark { value: args.capture_mark.get(), mask };
-        let around = Mark { value: around_mark(capture.value, args.agent_mark.get()), mask };
+        let mark = |value| Mark { value, mask };
         Self {
             proc_sys: args.proc_sys.clone(),
-            ..Self::new(capture, around, args.route_table.get(), args.run_dir.clone())
+            ..Self::new(mark(args.capture_mark.get()), mark(args.agent_mark.get()), args.run_dir.clone())
         }
-    }
-
-    /// The policy routing these settings ask for.
-    pub fn routing(&self) -> PolicyRouting {
-        let Self { capture_mark, around_mark, table, rule_preference, .. } = *self;
-        PolicyRouting { mark: capture_mark, around: around_mark, table, preference: rule_preference }
     }
 }
 
@@ -122,9 +101,8 @@ pub struct HostState {
 }
 
 impl HostState {
-    /// Prepares the node, re-adopting whatever an earlier agent left there. Each step replaces the state of the
-    /// step's own making in one transaction or not at all, so that capture has no gap.
-    pub async fn install(settings: &HostSettings) -> Result<Self, HostError> {
+    /// Prepares the node, re-adopting whatever an earlier agent left there.
+    pub fn install(settings: &HostSettings) -> Result<Self, HostError> {
         let mut journal = Journal::open(&settings.run_dir)?;
 
         let sysctls = Sysctls::new(&settings.proc_sys);
@@ -132,29 +110,28 @@ impl HostState {
 
         let untracking = match settings.untracking {
             Untracking::Off => untrack::remove().map(|_| false)?,
-            Untracking::Auto => match untrack::install(settings.capture_mark, settings.around_mark) {
+            Untracking::Auto => match untrack::install(settings.capture_mark) {
                 Ok(()) => true,
                 Err(HostError::Unsupported { what, mend }) => {
-                    warn!(what, mend, "steered packets stay visible to connection tracking");
+                    warn!(what, mend, "the agent's connections stay visible to connection tracking");
                     false
                 }
                 Err(error) => return Err(error),
             },
         };
 
-        let installed = settings.routing().install().await?;
-        info!(table = settings.table, ipv6 = installed.ipv6, untracking, "node prepared for steering");
+        info!(untracking, "node prepared for steering");
         Ok(Self { sysctls, journal, untracking })
     }
 
-    /// Whether steered packets bypass connection tracking.
+    /// Whether what the agent sends from clients' addresses bypasses connection tracking.
     pub fn untracking(&self) -> bool {
         self.untracking
     }
 
     /// Puts the node back as it was. The kernel programs must have stopped to steer before.
     pub async fn remove(mut self) -> Result<(), HostError> {
-        routes::remove().await?;
+        namespace::remove().await?;
         untrack::remove()?;
         self.sysctls.restore(&mut self.journal)?;
         self.journal.discard()?;

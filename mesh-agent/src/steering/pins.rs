@@ -3,11 +3,12 @@
 //! ```text
 //! <bpffs>/mesh-agent-<node>/
 //!     maps-<abi>/PODS ...       the maps; another ABI has another directory
-//!     links/pick_listener       in the node's network namespace
 //!     links/steer-<ifindex>     one for each device, with tcx
 //!     links/guard-<ifindex>     one for each device of a pod that is or was enrolled, with tcx
+//!     links/deliver-<ifindex>   one for each device of the agent, with tcx
 //!     clsact-filter/<ifindex>/  an empty directory, without tcx: our filter is there
 //!     clsact-guard/<ifindex>/   the same for the filter of `guard`
+//!     clsact-deliver/<ifindex>/ the same for the filter of `deliver`
 //!     clsact-qdisc/<ifindex>/   an empty directory: and the queueing discipline is ours to remove
 //!     cgroups/<number>/connect4 ...    links of one pod's cgroup
 //! ```
@@ -28,6 +29,7 @@ const MAPS: &str = "maps-";
 const LINKS: &str = "links";
 const CLSACT_FILTERS: &str = "clsact-filter";
 const CLSACT_GUARDS: &str = "clsact-guard";
+const CLSACT_DELIVERIES: &str = "clsact-deliver";
 const CLSACT_QDISCS: &str = "clsact-qdisc";
 const CGROUPS: &str = "cgroups";
 
@@ -46,7 +48,8 @@ impl Pins {
             Ok(status) if status.filesystem_type() == BPF_FS => {}
             _ => return Err(SteeringError::NotBpfFs(parent.to_path_buf())),
         }
-        let notes = [CLSACT_FILTERS, CLSACT_GUARDS, CLSACT_QDISCS].map(|what| pins.root.join(what));
+        let notes = [CLSACT_FILTERS, CLSACT_GUARDS, CLSACT_DELIVERIES, CLSACT_QDISCS]
+            .map(|what| pins.root.join(what));
         for directory in [pins.maps(), pins.links()].into_iter().chain(notes) {
             fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
         }
@@ -61,16 +64,6 @@ impl Pins {
     /// Directory of the maps of this ABI.
     pub(super) fn maps(&self) -> PathBuf {
         self.root.join(format!("{MAPS}{}-{:08x}", mesh_common::ABI_VERSION, mesh_common::LAYOUT))
-    }
-
-    /// Pin of the link of `pick_listener`.
-    pub(super) fn pick_listener(&self) -> PathBuf {
-        self.links().join("pick_listener")
-    }
-
-    /// Where its successor is pinned while both are there.
-    pub(super) fn next_pick_listener(&self) -> PathBuf {
-        self.links().join("pick_listener-next")
     }
 
     /// Pin of the link of a program to a device.
@@ -115,8 +108,7 @@ impl Pins {
 
     /// Removes what is pinned or noted for a device, which detaches tcx programs.
     pub(super) fn forget_device(&self, index: u32) -> Result<(), SteeringError> {
-        self.forget_program(Hook::Guard, index)?;
-        self.forget_program(Hook::Steer, index)?;
+        Hook::ALL.into_iter().try_for_each(|hook| self.forget_program(hook, index))?;
         self.forget_note(CLSACT_QDISCS, index)
     }
 
@@ -180,6 +172,7 @@ fn filters(hook: Hook) -> &'static str {
     match hook {
         Hook::Steer => CLSACT_FILTERS,
         Hook::Guard => CLSACT_GUARDS,
+        Hook::Deliver => CLSACT_DELIVERIES,
     }
 }
 

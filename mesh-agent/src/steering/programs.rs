@@ -26,6 +26,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 
 pub(super) const STEER: &str = "steer";
 pub(super) const GUARD: &str = "guard";
+const DELIVER: &str = "deliver";
 pub(super) const PICK_LISTENER: &str = "pick_listener";
 
 /// The programs of a pod's cgroup: those that choose and name endpoints, and the one that remembers.
@@ -39,21 +40,27 @@ pub(super) enum Hook {
     Steer,
     /// `guard`, where packets leave.
     Guard,
+    /// `deliver`, where the agent's packets come in.
+    Deliver,
 }
 
 impl Hook {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Steer, Self::Guard, Self::Deliver];
+
     /// Name of the program.
     pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Steer => STEER,
             Self::Guard => GUARD,
+            Self::Deliver => DELIVER,
         }
     }
 
     /// The kernel's name of the place.
     pub(super) const fn attach_type(self) -> TcAttachType {
         match self {
-            Self::Steer => TcAttachType::Ingress,
+            Self::Steer | Self::Deliver => TcAttachType::Ingress,
             Self::Guard => TcAttachType::Egress,
         }
     }
@@ -119,7 +126,7 @@ pub(super) fn load(pins: &Pins) -> Result<(Programs, Maps, Passages, ConnectMaps
     let passages = Passages::adopt(&mut object)?;
     let connect = ConnectMaps::take(&mut object)?;
     let mut programs = Programs { object, no_cgroup_programs: None };
-    for hook in [Hook::Steer, Hook::Guard] {
+    for hook in Hook::ALL {
         let name = hook.program();
         programs.of_devices(hook)?.load().map_err(|source| SteeringError::Program { name, source })?;
     }
@@ -139,7 +146,7 @@ impl Programs {
         program.ok_or(SteeringError::Missing(name))
     }
 
-    /// The program of the network namespace.
+    /// The program of the agent's network namespace.
     pub(super) fn pick_listener(&mut self) -> Result<&mut SkLookup, SteeringError> {
         let program = self.object.program_mut(PICK_LISTENER).and_then(|program| program.try_into().ok());
         program.ok_or(SteeringError::Missing(PICK_LISTENER))
@@ -210,8 +217,10 @@ impl Programs {
     pub(super) fn report(&self) -> Result<Vec<ProgramReport>, SteeringError> {
         let of_cgroups = SOCKET_PROGRAMS.map(|name| (name, "cgroup_sock_addr"));
         let of_cgroups = of_cgroups.into_iter().chain([(OPENING, "sock_ops")]);
-        [(STEER, "sched_cls"), (GUARD, "sched_cls"), (PICK_LISTENER, "sk_lookup")]
+        let of_devices = Hook::ALL.map(|hook| (hook.program(), "sched_cls"));
+        of_devices
             .into_iter()
+            .chain([(PICK_LISTENER, "sk_lookup")])
             .chain(of_cgroups.filter(|_| self.no_cgroup_programs.is_none()))
             .map(|(name, kind)| {
                 let program = self.object.program(name).ok_or(SteeringError::Missing(name))?;

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::devices::Link;
-use super::programs::Hook;
 use super::{State, Steering, SteeringError};
 
 /// How often everything is read anew without being told to.
@@ -84,11 +83,12 @@ impl DeviceWatch {
     async fn resync(&self) -> Result<(), SteeringError> {
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
-        let State { maps, members, devices, attachments, .. } = &mut *self.steering.lock();
+        let state = &mut *self.steering.lock();
+        let State { maps, members, devices, attachments, .. } = state;
         // The node's addresses and devices are known to the kernel before the first packet is steered by them.
         let gone = devices.replace(maps, links, addresses)?;
-        attachments.attach_pick_listener()?;
         attachments.sync(devices, members, &gone);
+        state.tell_mtu();
         Ok(())
     }
 
@@ -101,7 +101,10 @@ impl DeviceWatch {
             }
             _ => return Step::Done,
         };
-        match self.steering.lock().apply(&message) {
+        let mut state = self.steering.lock();
+        let applied = state.apply(&message);
+        state.tell_mtu();
+        match applied {
             Ok(()) => Step::Done,
             Err(error) => {
                 warn!(%error, "cannot follow a change of the node's devices");
@@ -125,8 +128,8 @@ impl State {
             RouteNetlinkMessage::NewLink(message) if is_whole_device(message.header.interface_family) => {
                 let link = Link::parse(message);
                 devices.set_link(maps, link.clone())?;
-                if link.is_steered() {
-                    attachments.attach(Hook::Steer, &link);
+                if let Some(hook) = link.program_of_ingress() {
+                    attachments.attach(hook, &link);
                     attachments.sync_guards(devices, members);
                 }
                 Ok(())

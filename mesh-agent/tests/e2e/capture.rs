@@ -268,16 +268,10 @@ fn a_spoofed_source_is_dropped() {
 fn nobody_dials_the_agent_directly() {
     let world = World::up();
     let listeners = world.machine("routed").program("ss").unwrap().args(["-Hltn"]).output().unwrap().stdout;
-    let ports: Vec<SocketAddr> = listeners
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(3)?.parse().ok())
-        .filter(|address: &SocketAddr| address.port() != 15020)
-        .collect();
-    assert!(!ports.is_empty(), "{listeners}");
-    for listener in ports {
-        assert!(listener.ip().is_loopback(), "{listener} can be reached from outside");
-        assert!(world.try_ask("routed", listener).is_err(), "{listener} answers");
-    }
+    let addresses: Vec<SocketAddr> =
+        listeners.lines().filter_map(|line| line.split_whitespace().nth(3)?.parse().ok()).collect();
+    // Of what the agent listens on, the node has its own endpoint for metrics and health, and nothing of the data plane.
+    assert_eq!(addresses, [SocketAddr::from(([127, 0, 0, 1], 15020))], "{listeners}");
     // Steered connections still work.
     assert_eq!(world.requests("client-r", SocketAddr::new(vips()[0], SERVICE_PORT), 5).failed, 0);
 }

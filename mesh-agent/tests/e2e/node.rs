@@ -29,6 +29,7 @@ fn traces(world: &World, node: &str) -> String {
         .arg("-n")
         .args([
             "net.ipv4.tcp_early_demux",
+            "net.ipv4.ip_local_reserved_ports",
             "net.ipv4.tcp_tw_reuse",
             "net.ipv4.ip_local_port_range",
             "net.ipv4.ip_forward",

@@ -16,7 +16,7 @@ use mesh_agent::config::{
 };
 use mesh_agent::identity::{Credentials, Identities, Identity, RootSource, SystemClock, Trust};
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
-use mesh_agent::proxy::{Marks, Proxy, ProxyInputs, ProxySettings};
+use mesh_agent::proxy::{Marks, NodeSockets, Proxy, ProxyInputs, ProxySettings};
 use mesh_agent::telemetry::{
     ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, ResponseFlag,
 };
@@ -173,6 +173,7 @@ impl Mesh {
             passage: mesh_agent::passage::proposals(false).0,
             identities: identities(),
             observer: Arc::clone(&recorder) as Arc<dyn ConnectionObserver>,
+            node_sockets: NodeSockets::default(),
         };
         let proxy = Proxy::start(settings, inputs).unwrap();
         let mut mesh = Self { store, pods, recorder, proxy };

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::pods::{LocalPod, PodDevice};
-use mesh_agent::steering::host::Mark;
-use mesh_agent::steering::host::routes::PolicyRouting;
+use mesh_agent::steering::host::namespace::{AgentNamespace, NamespaceThread};
+use mesh_agent::steering::host::{HostSettings, Mark};
 use mesh_agent::steering::{
     AttachMode, CoreListeners, DeviceWatch, ListenerPair, Steering, SteeringSettings,
 };
@@ -20,7 +20,7 @@ use mesh_lab::{Lab, Machine, Topology};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -69,13 +69,6 @@ impl Node {
             node.serve(name, PORT);
         }
         node.serve("outside", CLOSING_PORT);
-        // As the agent sets them. The first: else the input path finds TIME_WAIT sockets of captured connections for
-        // packets that are to be forwarded, and drops those.
-        for (sysctl, value) in
-            [("tcp_early_demux", "0"), ("conf/lo/accept_local", "1"), ("conf/lo/rp_filter", "2")]
-        {
-            node.inside(|| std::fs::write(format!("/proc/sys/net/ipv4/{sysctl}"), value)).unwrap();
-        }
         node
     }
 
@@ -200,9 +193,17 @@ impl Node {
         self.connect_within(from, Some(local), to, PATIENCE)
     }
 
-    /// Connects from the node with a pod's address, as the agent does on its behalf.
-    pub(crate) fn connect_as_agent(&self, local: SocketAddr, to: SocketAddr) -> io::Result<Connection> {
-        let socket = self.machine("node").namespace().tokio_tcp_socket(to)?;
+    /// Connects with a pod's address, as the agent does on its behalf.
+    pub(crate) fn connect_as_agent(
+        &self,
+        agent: &Agent,
+        local: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<Connection> {
+        let socket = move || {
+            if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+        };
+        let socket = agent.namespace.thread().run(socket).unwrap()?;
         let options = socket2::SockRef::from(&socket);
         // Takes IPv6 addresses that are not the node's too.
         options.set_ip_transparent_v4(true)?;
@@ -390,26 +391,7 @@ impl Node {
             agent_mark: AGENT_MARK,
             attach,
         };
-        let listeners: Vec<_> = (0..2)
-            .flat_map(|_| [CAPTURE_MARK, AGENT_MARK])
-            .flat_map(|mark| [("127.0.0.1:0", mark), ("[::1]:0", mark)])
-            .map(|(address, mark)| self.transparent(address, mark))
-            .collect();
-        let steering = {
-            let pair = |of: usize| ListenerPair {
-                v4: Some(listeners[of].as_fd()),
-                v6: Some(listeners[of + 1].as_fd()),
-            };
-            let cores = [0, 4].map(|core| CoreListeners { steered: pair(core), around: pair(core + 2) });
-            let steering = self.inside(|| Steering::load_or_adopt(&settings)).unwrap();
-            steering.set_listeners(&cores).unwrap();
-            steering
-        };
-        let accepting = listeners
-            .into_iter()
-            .map(|listener| self.runtime.spawn(serve("agent".to_owned(), listener)))
-            .collect();
-
+        let steering = self.inside(|| Steering::load_or_adopt(&settings)).unwrap();
         let shutdown = CancellationToken::new();
         let (started, wait) = mpsc::channel();
         let task = {
@@ -418,37 +400,56 @@ impl Node {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let mark = |value| Mark { value, mask: MARK_MASK };
-                    let (mark, around) = (mark(CAPTURE_MARK), mark(CAPTURE_MARK ^ AGENT_MARK));
-                    PolicyRouting { mark, around, table: 15001, preference: 99 }.install().await.unwrap();
+                    let host = HostSettings::new(mark(CAPTURE_MARK), mark(AGENT_MARK), "/nonexistent");
+                    let thread = NamespaceThread::start().unwrap();
+                    let namespace = Arc::new(AgentNamespace::connect(thread, &host).await.unwrap());
+                    steering.deliver_to(&namespace).unwrap();
+                    let listeners = listen(&namespace);
                     let watch = DeviceWatch::start(steering).await.unwrap();
-                    started.send(()).unwrap();
+                    started.send((namespace, listeners)).unwrap();
                     watch.run(shutdown).await;
                 });
             }
         };
         let watching = self.machine("node").namespace().spawn("agent", task).unwrap();
-        wait.recv().expect("the agent starts");
-        Agent { steering, shutdown, watching: Some(watching), accepting }
+        let (namespace, listeners) = wait.recv().expect("the agent starts");
+        let pair =
+            |of: usize| ListenerPair { v4: Some(listeners[of].as_fd()), v6: Some(listeners[of + 1].as_fd()) };
+        let cores = [0, 4].map(|core| CoreListeners { steered: pair(core), around: pair(core + 2) });
+        steering.set_listeners(&cores).unwrap();
+        let accepting = listeners
+            .into_iter()
+            .map(|listener| self.runtime.spawn(serve("agent".to_owned(), listener)))
+            .collect();
+        Agent { steering, namespace, shutdown, watching: Some(watching), accepting }
     }
+}
 
-    /// A listener as the proxy has it: it answers from addresses that are not the node's.
-    fn transparent(&self, address: &str, mark: u32) -> std::net::TcpListener {
-        let address: SocketAddr = address.parse().unwrap();
-        self.inside(|| {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-            if address.is_ipv4() {
-                socket.set_ip_transparent_v4(true).unwrap();
-            }
-            socket.set_mark(mark).unwrap();
-            if mark == AGENT_MARK {
-                socket.set_tcp_mss(1220).unwrap();
-            }
-            socket.set_nonblocking(true).unwrap();
-            socket.bind(&address.into()).unwrap();
-            socket.listen(128).unwrap();
-            socket.into()
-        })
+/// Listeners of two cores: for each those for what is steered, then those for what is turned around, of both families.
+fn listen(namespace: &AgentNamespace) -> Vec<std::net::TcpListener> {
+    let listeners = || {
+        let marks = [CAPTURE_MARK, AGENT_MARK, CAPTURE_MARK, AGENT_MARK];
+        let all = marks.into_iter().flat_map(|mark| [("127.0.0.1:0", mark), ("[::1]:0", mark)]);
+        all.map(|(address, mark)| transparent(address, mark)).collect()
+    };
+    namespace.thread().run(listeners).unwrap()
+}
+
+/// A listener as the proxy has it: it answers from addresses that are not its own.
+fn transparent(address: &str, mark: u32) -> std::net::TcpListener {
+    let address: SocketAddr = address.parse().unwrap();
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    if address.is_ipv4() {
+        socket.set_ip_transparent_v4(true).unwrap();
     }
+    socket.set_mark(mark).unwrap();
+    if mark == AGENT_MARK {
+        socket.set_tcp_mss(1220).unwrap();
+    }
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(128).unwrap();
+    socket.into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -462,6 +463,7 @@ pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Steering with listeners. Dropping it is a crash: what is pinned stays.
 pub(crate) struct Agent {
     pub(crate) steering: Steering,
+    namespace: Arc<AgentNamespace>,
     shutdown: CancellationToken,
     watching: Option<JoinHandle<()>>,
     accepting: Vec<tokio::task::JoinHandle<()>>,

@@ -311,7 +311,7 @@ fn a_tuple_that_the_agent_uses_itself_is_not_passed() {
     for family in FAMILIES {
         let to = passage(&node, "a", "b", family).destination;
         let local = SocketAddr::new(node.address("a", family), 42_000);
-        let mut own = node.connect_as_agent(local, to).unwrap();
+        let mut own = node.connect_as_agent(&agent, local, to).unwrap();
         assert_eq!(own.who, "b");
         assert_eq!(node.connect_from("a", local, to).unwrap().who, "agent");
         node.echo(&mut own).unwrap();

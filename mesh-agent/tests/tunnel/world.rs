@@ -12,7 +12,7 @@ use mesh_agent::proxy::tunnel::{
     Authority as Target, ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream,
     Tunnels, relay,
 };
-use mesh_agent::proxy::{BufferPool, Lifetime, Marks, ProxySettings, RelayEnd, Stream};
+use mesh_agent::proxy::{BufferPool, Lifetime, Marks, NodeSockets, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use mesh_lab::certificates::{Authority, Leaf};
 use rustls_pki_types::pem::PemObject;
@@ -231,7 +231,7 @@ pub struct Client {
 impl Client {
     pub fn new(credentials: &Arc<Credentials>, settings: &ProxySettings) -> Self {
         let (settings, buffers) = (Arc::new(settings.clone()), BufferPool::new(settings.buffer_memory));
-        let tunnels = Tunnels::new(Arc::clone(&settings), Rc::clone(&buffers));
+        let tunnels = Tunnels::new(Arc::clone(&settings), Rc::clone(&buffers), NodeSockets::default());
         Self { tunnels, credentials: Arc::clone(credentials), settings, buffers }
     }
 

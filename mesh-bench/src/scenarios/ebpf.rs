@@ -13,7 +13,8 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 
 use self::kernel::{Input, Program};
-use self::node::{PORT, SteeredNode};
+use self::node::PORT;
+pub(super) use self::node::SteeredNode;
 use crate::bench::Bench;
 use crate::metric::Metric;
 
@@ -30,9 +31,8 @@ const FIRST_PORT: u16 = 1024;
 
 /// What `steer` returns.
 const NEXT: i32 = -1;
-const TO_STACK: i32 = 0;
-/// Straight into the other pod (`TC_ACT_REDIRECT`).
-const INTO_POD: i32 = 7;
+/// Straight into a pod or to the agent (`TC_ACT_REDIRECT`).
+const REDIRECTED: i32 = 7;
 
 /// One way through a program.
 struct Case {
@@ -54,13 +54,13 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     node.allow(opened_port)?;
     let passed = node.connect_passed(passed_port)?;
     let proxied = node.connect_proxied()?;
-    let repeatable = node.load_repeatable()?;
     let id = |name: &str| {
-        let reports = repeatable.programs()?;
+        let reports = node.steering().programs()?;
         let report = reports.iter().find(|report| report.name == name);
         Ok::<_, anyhow::Error>(report.with_context(|| format!("no kernel program {name}"))?.id)
     };
     let steer = Program::by_id(id("steer")?)?;
+    let deliver = Program::by_id(id("deliver")?)?;
     let pick_listener = Program::by_id(id("pick_listener")?)?;
     let (empty_classifier, empty_look_up) = (Program::empty_classifier()?, Program::empty_look_up()?);
 
@@ -105,7 +105,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             proxied.server,
             frames::ACK,
             client_device,
-            TO_STACK,
+            REDIRECTED,
         ),
         tcp(
             "ns_per_packet_steer_established_passed",
@@ -113,7 +113,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             passed.server,
             frames::ACK,
             client_device,
-            INTO_POD,
+            REDIRECTED,
         ),
         tcp(
             "ns_per_packet_steer_established_passed_back",
@@ -121,7 +121,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             passed.client,
             frames::ACK,
             server_device,
-            INTO_POD,
+            REDIRECTED,
         ),
         tcp(
             "ns_per_packet_steer_syn_proxied",
@@ -129,7 +129,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             at("outside", proxied_port)?,
             frames::SYN,
             client_device,
-            TO_STACK,
+            REDIRECTED,
         ),
         tcp(
             "ns_per_packet_steer_syn_proxied_same_node",
@@ -137,7 +137,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             at("server", proxied_port)?,
             frames::SYN,
             client_device,
-            TO_STACK,
+            REDIRECTED,
         ),
         Case {
             metric: "ns_per_packet_steer_udp",
@@ -145,6 +145,25 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             context: frames::packet_context(client_device),
             returns: NEXT,
         },
+    ];
+    let agent_device = node.agent_device()?;
+    let deliveries = [
+        tcp(
+            "ns_per_packet_deliver_to_pod",
+            proxied.server,
+            proxied.client,
+            frames::ACK,
+            agent_device,
+            REDIRECTED,
+        ),
+        tcp(
+            "ns_per_packet_deliver_to_node",
+            client,
+            at("outside", proxied_port)?,
+            frames::ACK,
+            agent_device,
+            NEXT,
+        ),
     ];
     let look_up = Case {
         metric: "ns_per_look_up_pick_listener",
@@ -161,6 +180,10 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             for case in &cases {
                 samples.push((EMPTY, case.metric, time(&empty_classifier, case, NEXT)?));
                 samples.push((AGENT, case.metric, time(&steer, case, case.returns)?));
+            }
+            for case in &deliveries {
+                samples.push((EMPTY, case.metric, time(&empty_classifier, case, NEXT)?));
+                samples.push((AGENT, case.metric, time(&deliver, case, case.returns)?));
             }
             samples.push((EMPTY, look_up.metric, time(&empty_look_up, &look_up, 1)?));
             samples.push((AGENT, look_up.metric, time(&pick_listener, &look_up, 1)?));

@@ -93,12 +93,8 @@ fn load_on_a_service<'a>(world: &'a World, namespace: &Namespace<'_>) -> Result<
 }
 
 /// What a mesh changes on a node.
-const SYSCTLS: [&str; 4] = [
-    "net.ipv4.tcp_early_demux",
-    "net.ipv4.tcp_tw_reuse",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-];
+const SYSCTLS: [&str; 3] =
+    ["net.ipv4.tcp_tw_reuse", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports"];
 
 /// What a mesh has changed on a node and not put back. What it has not changed is as on a machine that it never saw.
 fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
@@ -109,9 +105,9 @@ fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
         Ok(())
     };
     for family in ["-4", "-6"] {
-        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x10"))?;
-        note(&["ip", family, "route", "show", "table", "all"], &|line| line.starts_with("local default"))?;
+        note(&["ip", family, "route", "show", "table", "all"], &|line| line.contains("dev mesh-"))?;
     }
+    note(&["ip", "-o", "link"], &|line| line.contains(" mesh-"))?;
     note(&["nft", "list", "tables"], &|line| line.contains("mesh_agent"))?;
     note(&["tc", "qdisc", "show"], &|line| line.contains("clsact"))?;
     // The kernel's own two files in every bpffs end in `.debug`.

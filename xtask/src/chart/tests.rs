@@ -172,7 +172,7 @@ fn the_programs_take_what_it_passes_to_them() {
 }
 
 #[test]
-fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
+fn an_agent_gets_few_of_roots_powers_and_a_control_server_none() {
     let objects = objects("{}");
     let powers = |name| {
         let context = container(&objects, name).security_context.unwrap();
@@ -184,7 +184,7 @@ fn an_agent_gets_two_of_roots_powers_and_a_control_server_none() {
         assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
         capabilities.add.unwrap_or_default()
     };
-    assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN", "PERFMON"]);
+    assert_eq!(powers("mesh-agent"), ["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN"]);
     assert!(powers("mesh-control").is_empty());
 }
 

@@ -31,6 +31,7 @@ use super::trunk::{Engine, Opener, Opening};
 use crate::identity::{
     Credentials, HTTP2, Identity, PeerError, PeerSide, TRUNK, check_peer_is, peer_identity,
 };
+use crate::proxy::node_sockets::NodeSockets;
 use crate::proxy::relay::BufferPool;
 use crate::proxy::settings::ProxySettings;
 use crate::proxy::socket::{self, Stream};
@@ -105,9 +106,10 @@ pub(super) async fn establish(
     capacity: usize,
     settings: &ProxySettings,
     buffers: &Rc<BufferPool>,
+    node: &NodeSockets,
 ) -> Result<(Tunnel, Driver<Stream>), TunnelFailure> {
     let period = settings.tunnel.handshake_timeout;
-    let connecting = timeout(period, socket::connect(ends.gateway, ends.source, settings));
+    let connecting = timeout(period, socket::connect(ends.gateway, ends.source, settings, node));
     let tcp = connecting.await.map_err(|_| TunnelFailure::Timeout(Step::Connect))?;
     let tcp = tcp.map_err(|error| TunnelFailure::Connect(Arc::new(error)))?;
     // What is on its way out, an alert or an orderly end, must not be lost.

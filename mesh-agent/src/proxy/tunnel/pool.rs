@@ -27,6 +27,7 @@ use super::request::TunnelRoute;
 use super::state::Guard;
 use super::stream::TunnelStream;
 use crate::identity::Identity;
+use crate::proxy::node_sockets::NodeSockets;
 use crate::proxy::relay::BufferPool;
 use crate::proxy::settings::ProxySettings;
 
@@ -37,6 +38,7 @@ pub struct Tunnels(Rc<Pool>);
 struct Pool {
     settings: Arc<ProxySettings>,
     buffers: Rc<BufferPool>,
+    node: NodeSockets,
     destinations: RefCell<HashMap<Key, Destination>>,
     /// Tunnels of all destinations, those that are being opened included.
     tunnels: Cell<usize>,
@@ -78,10 +80,10 @@ enum Found {
 }
 
 impl Tunnels {
-    /// An empty pool. `buffers` are the worker's.
-    pub fn new(settings: Arc<ProxySettings>, buffers: Rc<BufferPool>) -> Self {
+    /// An empty pool. `buffers` are the worker's; tunnels from the node's own address take their sockets from `node`.
+    pub fn new(settings: Arc<ProxySettings>, buffers: Rc<BufferPool>, node: NodeSockets) -> Self {
         let destinations = RefCell::default();
-        Self(Rc::new(Pool { settings, buffers, destinations, tunnels: Cell::new(0) }))
+        Self(Rc::new(Pool { settings, buffers, node, destinations, tunnels: Cell::new(0) }))
     }
 
     /// Opens a connection: takes or opens a tunnel, asks for the connection and waits for the answer.
@@ -266,7 +268,7 @@ async fn run(
     tell: oneshot::Sender<Result<(), TunnelFailure>>,
 ) {
     // Boxed: it takes room that is given back before the tunnel is driven, which may last for days.
-    let established = Box::pin(establish(&ends, capacity, &pool.settings, &pool.buffers)).await;
+    let established = Box::pin(establish(&ends, capacity, &pool.settings, &pool.buffers, &pool.node)).await;
     drop(ends);
     let is_attempt = |known: &Rc<Attempt>| Rc::ptr_eq(known, &attempt);
     let (tunnel, driver) = match established {

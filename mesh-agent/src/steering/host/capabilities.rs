@@ -3,15 +3,16 @@
 //! | capability | for | held by |
 //! |---|---|---|
 //! | `CAP_BPF` | programs, maps and links | all threads |
-//! | `CAP_NET_ADMIN` | attaching to devices, rules, routes, nftables, sysctls under `net`, `SO_MARK`, `IP_TRANSPARENT` | all threads |
+//! | `CAP_NET_ADMIN` | devices, attaching to them, nftables, sysctls under `net`, `SO_MARK`, `IP_TRANSPARENT`; rules and routes of the agent's network namespace | all threads |
 //! | `CAP_PERFMON` | loading `steer`: without it the verifier refuses pointer arithmetic on the stack in loops, such as the compiler's own `memset`, and puts a barrier against speculation after every write to the stack, which costs every packet | one thread, until the programs are loaded |
+//! | `CAP_SYS_ADMIN` | one system call: making the agent's network namespace ([`super::namespace`]) | one thread, until it has made it, before the agent has read anything but its flags |
 //!
 //! The first two are needed after start as well: devices come and go, an enrolled pod writes to maps, and every
 //! socket of the proxy is marked and transparent. Nothing else is: files belong to root, which the agent runs as,
-//! and ports below 1024 are not listened on. The evidence is in the tests: with the three an agent comes up, and without any one
+//! and ports below 1024 are not listened on. The evidence is in the tests: with the four an agent comes up, and without any one
 //! of them it does not (`cargo test -p mesh-agent --lib capabilities -- --nocapture` prints why).
 //!
-//! Mounting bpffs takes `CAP_SYS_ADMIN` and is left to the DaemonSet or the admin ([`super::kernel`] checks it).
+//! Mounting bpffs takes `CAP_SYS_ADMIN` as well and is left to the DaemonSet or the admin ([`super::kernel`] checks it).
 
 use std::fs;
 use std::path::Path;
@@ -21,6 +22,7 @@ use std::thread;
 use caps::{CapSet, Capability, CapsHashSet};
 
 use super::HostError;
+use super::namespace::NamespaceThread;
 
 /// What is kept.
 pub const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
@@ -38,9 +40,18 @@ pub struct Loader {
     work: mpsc::SyncSender<Box<dyn FnOnce() + Send>>,
 }
 
-/// Gives up everything but [`NEEDED`] for the process, for good, except for the returned thread. Call it before
+/// Threads that were given what the process has no longer.
+#[derive(Debug)]
+pub struct Privileged {
+    /// Loads the programs.
+    pub loader: Loader,
+    /// Is in the agent's network namespace.
+    pub namespace: NamespaceThread,
+}
+
+/// Gives up everything but [`NEEDED`] for the process, for good, except for what the returned threads were for. Call it before
 /// there is a second thread: only new threads inherit what this one has.
-pub fn restrict_process() -> Result<Loader, HostError> {
+pub fn restrict_process() -> Result<Privileged, HostError> {
     let tasks = Path::new("/proc/self/task");
     let threads = fs::read_dir(tasks).map_err(HostError::file("listing", tasks))?.count();
     if threads != 1 {
@@ -48,13 +59,13 @@ pub fn restrict_process() -> Result<Loader, HostError> {
             "to be dropped before other threads start, and there are {threads}"
         )));
     }
-    restrict_thread_with_loader()
+    restrict_thread_with_privileged()
 }
 
-fn restrict_thread_with_loader() -> Result<Loader, HostError> {
-    let loader = Loader::start()?;
+fn restrict_thread_with_privileged() -> Result<Privileged, HostError> {
+    let privileged = Privileged { loader: Loader::start()?, namespace: NamespaceThread::start()? };
     restrict_thread(&NEEDED)?;
-    Ok(loader)
+    Ok(privileged)
 }
 
 impl Loader {
@@ -95,7 +106,7 @@ fn loader_gone() -> HostError {
 }
 
 /// Gives up everything but `kept` for the calling thread and those it starts.
-fn restrict_thread(kept: &[Capability]) -> Result<(), HostError> {
+pub(super) fn restrict_thread(kept: &[Capability]) -> Result<(), HostError> {
     let refused = |error: caps::errors::CapsError| HostError::Capabilities(error.to_string());
     let held = caps::read(None, CapSet::Permitted).map_err(refused)?;
     let missing: Vec<_> =

@@ -1,7 +1,7 @@
 //! Removes every trace of an agent, also of one that crashed.
 //!
-//! Nothing is taken from settings that may have changed since: rules and routes are found by their protocol
-//! number, the nftables table by its name, sysctls through the journal, pins by their directory.
+//! Nothing is taken from settings that may have changed since: devices and the nftables table are found by their names,
+//! sysctls through the journal, pins by their directory.
 
 use std::fmt;
 use std::fs;
@@ -16,7 +16,7 @@ use tracing::warn;
 use super::instance::InstanceLock;
 use super::journal::Journal;
 use super::sysctls::Sysctls;
-use super::{HostError, HostSettings, routes, untrack};
+use super::{HostError, HostSettings, namespace, untrack};
 
 #[cfg(test)]
 mod tests;
@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trace {
-    /// Policy rules and local routes, so many.
-    Routing(usize),
+    /// Devices to the agent's network namespace, so many: only there while it is.
+    Devices(usize),
     /// The nftables table.
     Untracking,
     /// A sysctl, put back to its value before.
@@ -43,7 +43,7 @@ pub enum Trace {
 impl fmt::Display for Trace {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Routing(count) => write!(out, "{count} policy rules and routes"),
+            Self::Devices(count) => write!(out, "{count} devices to the agent"),
             Self::Untracking => write!(out, "nftables table {}", untrack::TABLE),
             Self::Sysctl(name) => write!(out, "sysctl {name}, back to its value before"),
             Self::Pin(path) => write!(out, "pinned kernel objects {}", path.display()),
@@ -54,8 +54,8 @@ impl fmt::Display for Trace {
 
 /// Removes every trace of an agent from the node and says what there was.
 ///
-/// `unload` ends steering in the kernel: it detaches the programs and removes their pins. It goes first: with the
-/// rules gone, a packet that is still marked would miss the agent. A living agent is an error, unless `force`.
+/// `unload` ends steering in the kernel: it detaches the programs and removes their pins. It goes first: with the devices
+/// gone, packets for the agent would be lost. A living agent is an error, unless `force`.
 pub async fn detach<E: From<HostError>>(
     settings: &HostSettings,
     force: bool,
@@ -73,9 +73,9 @@ pub async fn detach<E: From<HostError>>(
     };
 
     let mut traces: Vec<Trace> = unload()?.into_iter().map(Trace::Pin).collect();
-    match routes::remove().await? {
+    match namespace::remove().await? {
         0 => {}
-        count => traces.push(Trace::Routing(count)),
+        count => traces.push(Trace::Devices(count)),
     }
     if untrack::remove()? {
         traces.push(Trace::Untracking);

@@ -34,14 +34,9 @@ pub enum HostError {
         /// What was expected.
         expected: &'static str,
     },
-    /// Somebody else's routes are in the agent's table.
-    #[error("routing table {table} already has routes of others ({route}); choose another table")]
-    TableInUse {
-        /// The table.
-        table: u32,
-        /// One of the routes.
-        route: String,
-    },
+    /// The agent's own network namespace could not be made.
+    #[error("the agent's network namespace: {0}")]
+    Namespace(String),
     /// The kernel lacks something.
     #[error("{what} is missing: {mend}")]
     Unsupported {

@@ -2,25 +2,22 @@
 
 use super::kernel::Check;
 use super::sysctls::Sysctls;
-use super::{HostSettings, Untracking, untrack};
+use super::{HostSettings, Untracking, namespace, untrack};
 
-const RESTART: &str = "somebody else removed it; restart the agent, which puts it back without a gap";
+const RESTART: &str = "somebody else removed it; restart the agent, which puts it back";
 
 /// Looks at everything that [`HostState::install`](super::HostState::install) put there.
 pub async fn check(settings: &HostSettings) -> Vec<Check> {
-    vec![routing(settings).await, untracking(settings), sysctls(settings)]
+    vec![devices().await, untracking(settings), sysctls(settings)]
 }
 
-async fn routing(settings: &HostSettings) -> Check {
-    const NAME: &str = "policy routing";
-    match settings.routing().missing().await {
+async fn devices() -> Check {
+    const NAME: &str = "agent's devices";
+    match namespace::missing().await {
         Ok(missing) if missing.is_empty() => {
-            Check::ok(NAME, format!("rules {} and on, table {}", settings.rule_preference, settings.table))
+            Check::ok(NAME, format!("{} and {} are up", namespace::STEERED, namespace::AROUND))
         }
-        Ok(missing) if missing.iter().all(|what| what.starts_with("IPv6")) => {
-            Check::warn(NAME, format!("missing: {}", missing.join(", ")), "fine where the node has no IPv6")
-        }
-        Ok(missing) => Check::fail(NAME, format!("missing: {}", missing.join(", ")), RESTART),
+        Ok(missing) => Check::fail(NAME, missing.join(", "), RESTART),
         Err(error) => Check::warn(NAME, error.to_string(), "grant CAP_NET_ADMIN"),
     }
 }
@@ -29,10 +26,12 @@ fn untracking(settings: &HostSettings) -> Check {
     const NAME: &str = "untracking";
     match (settings.untracking, untrack::installed()) {
         (Untracking::Off, _) => Check::ok(NAME, "off, as told"),
-        (Untracking::Auto, Ok(true)) => Check::ok(NAME, "steered packets bypass connection tracking"),
+        (Untracking::Auto, Ok(true)) => {
+            Check::ok(NAME, "what the agent sends from clients' addresses bypasses connection tracking")
+        }
         (Untracking::Auto, Ok(false)) => Check::warn(
             NAME,
-            "no table of the agent: where kube-proxy runs, steered connections to services time out",
+            "no table of the agent: where kube-proxy runs, its rules drop what the agent sends to other nodes",
             RESTART,
         ),
         (Untracking::Auto, Err(error)) => {
@@ -69,7 +68,8 @@ fn sysctls(settings: &HostSettings) -> Check {
 mod tests {
     use super::super::HostState;
     use super::super::kernel::Status;
-    use super::super::testing::{AROUND, CAPTURE, in_namespace_async, shell};
+    use super::super::namespace::{AgentNamespace, NamespaceThread};
+    use super::super::testing::{AGENT, CAPTURE, in_namespace_async, shell};
     use super::*;
 
     fn status(checks: &[Check], name: &str) -> Status {
@@ -80,22 +80,21 @@ mod tests {
     fn what_somebody_removed_is_missed() {
         in_namespace_async(async || {
             let directory = tempfile::tempdir().unwrap();
-            let settings = HostSettings::new(CAPTURE, AROUND, 15_110, directory.path());
-            assert_eq!(status(&check(&settings).await, "policy routing"), Status::Fail);
+            let settings = HostSettings::new(CAPTURE, AGENT, directory.path());
+            assert_eq!(status(&check(&settings).await, "agent's devices"), Status::Fail);
 
-            let state = HostState::install(&settings).await.unwrap();
+            let state = HostState::install(&settings).unwrap();
+            let thread = NamespaceThread::start().unwrap();
+            let _namespace = AgentNamespace::connect(thread, &settings).await.unwrap();
             let checks = check(&settings).await;
             assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:?}");
 
-            shell("ip rule del pref 100");
-            shell("sysctl -qw net.ipv4.tcp_early_demux=1");
+            shell("ip link set mesh-steered down && ip link del mesh-around");
+            shell("sysctl -qw net.ipv4.tcp_tw_reuse=0");
             let checks = check(&settings).await;
-            assert_eq!(status(&checks, "policy routing"), Status::Fail);
+            assert_eq!(status(&checks, "agent's devices"), Status::Fail);
             assert_eq!(status(&checks, "sysctl values"), Status::Fail);
-            assert!(checks[0].detail.contains("IPv4 rule with preference 100"), "{checks:?}");
-
-            shell("ip -6 rule flush pref 99 || true; ip route flush table 15110");
-            assert!(check(&settings).await[0].detail.contains("IPv4 local route in table 15110"));
+            assert_eq!(checks[0].detail, "mesh-steered is down, mesh-around is not there");
             state.remove().await.unwrap();
         });
     }

@@ -19,7 +19,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{HostError, HostSettings, capabilities, routes, untrack};
+use super::{HostError, HostSettings, capabilities, rules, untrack};
 
 #[cfg(test)]
 mod tests;
@@ -192,7 +192,7 @@ fn transparent_sockets() -> Check {
 /// A container without privileges sees /proc/sys read-only, whatever its capabilities.
 fn sysctls_writable(settings: &HostSettings) -> Check {
     const NAME: &str = "sysctls";
-    let path = settings.proc_sys.join("net/ipv4/tcp_early_demux");
+    let path = settings.proc_sys.join("net/ipv4/tcp_tw_reuse");
     match access(&path, AccessFlags::W_OK) {
         Ok(()) => Check::ok(NAME, format!("{} is writable", settings.proc_sys.display())),
         Err(error) => Check::fail(
@@ -206,11 +206,11 @@ fn sysctls_writable(settings: &HostSettings) -> Check {
 fn nf_tables() -> Check {
     const NAME: &str = "nf_tables";
     match untrack::installed() {
-        Ok(true) => Check::ok(NAME, "steered packets are untracked"),
+        Ok(true) => Check::ok(NAME, "the agent's connections are untracked"),
         Ok(false) => Check::ok(NAME, "no table of the agent yet"),
         Err(error) => Check::warn(
             NAME,
-            format!("{error}: kube-proxy's NAT would see steered packets"),
+            format!("{error}: kube-proxy's rules would see the agent's connections"),
             "load the kernel modules nf_tables and nft_ct",
         ),
     }
@@ -218,12 +218,12 @@ fn nf_tables() -> Check {
 
 fn ipv6(settings: &HostSettings) -> Check {
     const NAME: &str = "ipv6";
-    match fs::read_to_string(settings.proc_sys.join("net/ipv6/conf/lo/disable_ipv6")) {
+    match fs::read_to_string(settings.proc_sys.join("net/ipv6/conf/all/disable_ipv6")) {
         Ok(value) if value.trim() == "0" => Check::ok(NAME, "available"),
         Ok(_) => Check::warn(
             NAME,
-            "disabled on lo: IPv6 connections are not steered",
-            "sysctl -w net.ipv6.conf.lo.disable_ipv6=0, if pods have IPv6 addresses",
+            "disabled: IPv6 connections do not reach the agent",
+            "sysctl -w net.ipv6.conf.all.disable_ipv6=0, if pods have IPv6 addresses",
         ),
         Err(_) => Check::warn(
             NAME,
@@ -251,11 +251,11 @@ fn forwarding(settings: &HostSettings) -> Vec<Check> {
         .collect()
 }
 
-/// Others' policy rules that look at the bits of our mark.
+/// Policy rules that look at the bits of our marks.
 async fn conflicting_rules(settings: &HostSettings) -> Vec<Check> {
     const NAME: &str = "mark";
     let mask = settings.capture_mark.mask;
-    match routes::foreign_marks(settings.capture_mark).await {
+    match rules::on_marks(settings.capture_mark).await {
         Ok(conflicts) if conflicts.is_empty() => {
             vec![Check::ok(NAME, format!("bits {mask:#x} are ours alone"))]
         }

@@ -1,17 +1,12 @@
-//! The node's sysctls that steering depends on.
+//! The node's sysctls that the agent's connections from the node's own addresses depend on. What its others need is set in the
+//! network namespace they are in ([`super::namespace`]).
 //!
 //! | sysctl | value | why |
 //! |---|---|---|
-//! | `net.ipv4.tcp_early_demux` | 0 | a left-over TIME_WAIT socket of the agent with the tuple of a packet that is merely forwarded would be attached to it, and `ip_forward` drops packets that have a socket. Rules IPv6 too. |
-//! | `net.ipv4.tcp_tw_reuse` | 1 | the agent opens connections from the clients' addresses; their ports must not stay blocked for a minute. Rules IPv6 too. |
-//! | `net.ipv4.ip_local_port_range` | 16384-65535 | more connections from one client to one server. Above the ports that node services listen on (kubelet 10250, etcd 2379, ...): a connection on such a port would keep the service from starting. Rules IPv6 too. |
+//! | `net.ipv4.tcp_tw_reuse` | 1 | ports of closed connections must not stay blocked for a minute. Rules IPv6 too. |
+//! | `net.ipv4.ip_local_port_range` | 16384-65535 | more connections to one server. Above the ports that node services listen on (kubelet 10250, etcd 2379, ...): a connection on such a port would keep the service from starting. Rules IPv6 too. |
 //! | `net.ipv4.ip_local_reserved_ports` | + 30000-32767 | with the wider range, keep out of Kubernetes' NodePorts, which are in the default range's place below 32768. |
 //!
-//! | `net.ipv4.conf.lo.accept_local` | 1 | what a process of the node sends to a pod, and is turned around, comes in on the loopback device with an address of the node. What the node says to itself never meets this check: it is routed once, on its way out. |
-//! | `net.ipv4.conf.lo.rp_filter` | 2 | what others send, and is turned around, comes in there too: the way back to them is another. |
-//!
-//! Elsewhere `rp_filter` needs no change: the reverse path of a steered packet is looked up without its mark, or, with
-//! `src_valid_mark`, as if sent by the node itself, which the rule for the agent's own packets routes as usual.
 //! `ip_forward` is the CNI's business and only checked ([`super::kernel`]).
 
 use std::fmt;
@@ -26,12 +21,9 @@ use super::journal::{ChangedSysctl, Journal};
 #[cfg(test)]
 mod tests;
 
-const EARLY_DEMUX: &str = "net.ipv4.tcp_early_demux";
 const REUSE_TIME_WAIT: &str = "net.ipv4.tcp_tw_reuse";
 const PORT_RANGE: &str = "net.ipv4.ip_local_port_range";
 const RESERVED_PORTS: &str = "net.ipv4.ip_local_reserved_ports";
-const ACCEPT_LOCAL: &str = "net.ipv4.conf.lo.accept_local";
-const REVERSE_PATH: &str = "net.ipv4.conf.lo.rp_filter";
 
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +79,7 @@ impl Sysctls {
 
     /// What the sysctls should be, given what they are: ranges only ever grow.
     pub fn wanted(&self, ports: Option<PortRange>) -> Result<Vec<(&'static str, String)>, HostError> {
-        let mut wanted = vec![
-            (EARLY_DEMUX, "0".into()),
-            (REUSE_TIME_WAIT, "1".into()),
-            (ACCEPT_LOCAL, "1".into()),
-            (REVERSE_PATH, "2".into()),
-        ];
+        let mut wanted = vec![(REUSE_TIME_WAIT, "1".into())];
         if let Some(ports) = ports {
             let value = self.read(PORT_RANGE)?;
             let current = PortRange::parse(&value).ok_or(HostError::SysctlValue {
@@ -163,7 +150,7 @@ impl Sysctls {
         Ok(merge(reserved))
     }
 
-    fn write(&self, name: &str, value: &str) -> Result<(), HostError> {
+    pub(super) fn write(&self, name: &str, value: &str) -> Result<(), HostError> {
         let path = self.path(name);
         // The line end makes an empty value a value.
         fs::write(&path, format!("{value}\n")).map_err(HostError::file("writing sysctl", &path))

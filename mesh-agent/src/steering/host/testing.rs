@@ -14,7 +14,7 @@ use super::{HostError, Mark};
 
 /// The usual marks.
 pub(crate) const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x1040 };
-pub(crate) const AROUND: Mark = Mark { value: 0x1040, mask: 0x1040 };
+pub(crate) const AGENT: Mark = Mark { value: 0x40, mask: 0x1040 };
 
 /// Runs `test` on a thread in a new network namespace with loopback up. The namespace goes with the thread.
 pub(crate) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {

@@ -1,4 +1,4 @@
-//! `steer` and `guard` on packets made by hand, run by the kernel (`BPF_PROG_TEST_RUN`).
+//! `steer`, `guard` and `deliver` on packets made by hand, run by the kernel (`BPF_PROG_TEST_RUN`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::AsFd;
@@ -8,6 +8,7 @@ use aya::TestRunOptions;
 use aya::programs::TestRun as _;
 use mesh_common::{
     Address, Config, ConfigFlags, Device, DeviceFlags, Effect, Outcome, Pod, PodFlags, Tables as _,
+    agent_device,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;
@@ -20,7 +21,6 @@ use crate::steering::{CoreListeners, ListenerPair};
 mod passage;
 
 const NEXT: u32 = u32::MAX;
-const TO_STACK: u32 = 0;
 const DROP: u32 = 2;
 const REDIRECT: u32 = 7;
 
@@ -59,6 +59,8 @@ impl Bench {
             mark_mask: 0x3000,
             capture_mark: 0x1000,
             agent_mark: 0x2000,
+            // For the kernel any negative number is the network namespace the packet is in.
+            netns: u32::MAX,
             ..Config::default()
         })
         .unwrap();
@@ -72,9 +74,7 @@ impl Bench {
 
     /// Has the packets come in behind an enrolled pod's device, or on one without such.
     fn behind_device(&mut self, owner: u32) {
-        self.maps
-            .set_device(DEVICE, Device { owner, flags: DeviceFlags::ETHERNET, ..Device::default() })
-            .unwrap();
+        self.maps.set_device(DEVICE, Device { owner, flags: DeviceFlags::ETHERNET }).unwrap();
     }
 
     fn listen(&mut self) -> [TcpListener; 2] {
@@ -117,7 +117,6 @@ impl Bench {
         assert_eq!(answered, answer, "{outcome:?}");
         assert_eq!(after, packet, "{outcome:?}");
         let expected = match outcome.effect() {
-            Effect::Capture => 0x10f0,
             // So that `guard` lets it go on.
             Effect::Pass if is_decided(outcome) && self.goes_to_enrolled(packet) => 0x20f0,
             _ => 0xf0,
@@ -137,8 +136,9 @@ impl Bench {
         let (answer, after, mark) = self.run_at(Hook::Guard, packet, 0xf0);
         match outcome.map(Outcome::effect) {
             Some(Effect::Capture) => {
-                assert_eq!((answer, mark), (REDIRECT, 0x30f0), "{outcome:?}");
-                assert_eq!((&after[..12], &after[12..]), ([0; 12].as_slice(), &packet[12..]), "{outcome:?}");
+                assert_eq!((answer, mark), (REDIRECT, 0xf0), "{outcome:?}");
+                let addressed = (agent_device::AROUND_MAC.as_slice(), &packet[6..]);
+                assert_eq!(after.split_at(6), addressed, "{outcome:?}");
             }
             Some(Effect::Drop) => assert_eq!(answer, DROP, "{outcome:?}"),
             _ => assert_eq!((answer, after.as_slice(), mark), (NEXT, packet, 0xf0), "{outcome:?}"),
@@ -253,7 +253,7 @@ fn fragments_and_extension_headers_pass() {
         for fragment in [more, offset, more | offset] {
             bench.expect(&ipv4(CLIENT, SERVER, TCP, 0, fragment, &tcp(80, SYN)), Outcome::Fragment, NEXT);
         }
-        bench.expect(&ipv4(CLIENT, SERVER, TCP, 0, dont, &tcp(80, SYN)), Outcome::Outbound, TO_STACK);
+        bench.expect(&ipv4(CLIENT, SERVER, TCP, 0, dont, &tcp(80, SYN)), Outcome::Outbound, REDIRECT);
         bench.expect(&ipv6(CLIENT_V6, SERVER_V6, 44, &[0; 40]), Outcome::Fragment, NEXT);
         for header in [0, 43, 51, 60] {
             bench.expect(&ipv6(CLIENT_V6, SERVER_V6, header, &[0; 40]), Outcome::ExtensionHeader, NEXT);
@@ -267,7 +267,7 @@ fn truncated_and_malformed_packets_pass() {
         let mut bench = Bench::new();
         let _listeners = bench.listen();
         for packet in [syn(CLIENT, SERVER), syn_v6(CLIENT_V6, SERVER_V6)] {
-            bench.expect(&packet, Outcome::Outbound, TO_STACK);
+            bench.expect(&packet, Outcome::Outbound, REDIRECT);
             // The kernel itself refuses a test packet without a whole IP header.
             for length in [packet.len() - 1, packet.len() - 19] {
                 bench.expect(&packet[..length], Outcome::Malformed, NEXT);
@@ -280,7 +280,7 @@ fn truncated_and_malformed_packets_pass() {
         liar[14] = 0x65;
         bench.expect(&liar, Outcome::Malformed, NEXT);
         let mut options = ipv4(CLIENT, SERVER, TCP, 10, 0, &tcp(80, SYN));
-        bench.expect(&options, Outcome::Outbound, TO_STACK);
+        bench.expect(&options, Outcome::Outbound, REDIRECT);
         options.truncate(14 + 60 + 19);
         bench.expect(&options, Outcome::Malformed, NEXT);
     });
@@ -291,7 +291,7 @@ fn addresses_decide() {
     in_namespace(|| {
         let mut bench = Bench::new();
         let _listeners = bench.listen();
-        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, TO_STACK);
+        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, REDIRECT);
         bench.expect(&syn(CLIENT, NODE), Outcome::HostAddress, NEXT);
         bench.expect(&syn(SERVER, CLIENT), Outcome::Spoofed, DROP);
         bench.expect(&syn_v6(SERVER_V6, CLIENT_V6), Outcome::Spoofed, DROP);
@@ -299,13 +299,13 @@ fn addresses_decide() {
         bench.expect(&ipv4(CLIENT, SERVER, TCP, 0, 0, &tcp(80, SYN | ACK)), Outcome::NoSocket, NEXT);
 
         bench.maps.remove_device(DEVICE).unwrap();
-        bench.expect(&syn(SERVER, CLIENT), Outcome::Inbound, TO_STACK);
+        bench.expect(&syn(SERVER, CLIENT), Outcome::Inbound, REDIRECT);
         bench.expect(&syn(SERVER, NODE), Outcome::NotEnrolled, NEXT);
         let (pod, closed) = (Address::from(IpAddr::from(CLIENT)), ENROLLED.with(PodFlags::FAIL_CLOSED, true));
         bench.maps.set_pod(&pod, Pod { id: 1, flags: ENROLLED, device: DEVICE + 1, rules: 0 }).unwrap();
         bench.expect(&syn(CLIENT, SERVER), Outcome::Spoofed, DROP);
         bench.maps.set_pod(&pod, Pod { id: 1, flags: closed, device: DEVICE, rules: 0 }).unwrap();
-        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, TO_STACK);
+        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, REDIRECT);
         assert_eq!(bench.maps.pod(&pod).unwrap().flags, closed);
     });
 }
@@ -322,25 +322,49 @@ fn without_a_listener_each_pod_fails_its_way() {
         bench.maps.set_pod(&Address::from(IpAddr::from(CLIENT)), pod).unwrap();
         bench.expect(&syn(CLIENT, SERVER), Outcome::FailClosed, DROP);
         let _listeners = bench.listen();
-        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, TO_STACK);
+        bench.expect(&syn(CLIENT, SERVER), Outcome::Outbound, REDIRECT);
     });
 }
 
 #[test]
-fn marked_packets_pass_and_bridge_ports_are_rewritten() {
+fn marked_packets_pass() {
     in_namespace(|| {
         let mut bench = Bench::new();
         let _listeners = bench.listen();
         for mark in [0x1000, 0x2000, 0x10f0] {
             assert_eq!(bench.run(&syn(CLIENT, SERVER), mark), (NEXT, syn(CLIENT, SERVER), mark));
         }
-        let bridge_mac = [6, 5, 4, 3, 2, 1];
-        let port = Device { owner: 1, flags: DeviceFlags::BRIDGE_PORT, bridge_mac, ..Device::default() };
-        bench.maps.set_device(DEVICE, port).unwrap();
-        let (answer, after, mark) = bench.run(&syn(CLIENT, SERVER), 0);
-        assert_eq!((answer, mark), (TO_STACK, 0x1000));
-        let (destination, rest) = after.split_at(6);
-        assert_eq!((destination, rest), (bridge_mac.as_slice(), &syn(CLIENT, SERVER)[6..]));
+    });
+}
+
+#[test]
+fn what_the_agent_sends_goes_into_pods_or_to_the_node() {
+    in_namespace(|| {
+        let mut bench = Bench::new();
+        let deliver = |bench: &mut Bench, packet: &[u8], outcome: Outcome| {
+            let before = bench.maps.count(outcome as u32).unwrap();
+            let (answer, after, mark) = bench.run_at(Hook::Deliver, packet, 0xf0);
+            assert_eq!(after, packet, "{outcome:?}");
+            assert_eq!(bench.maps.count(outcome as u32).unwrap(), before + 1, "{outcome:?}");
+            (answer, mark)
+        };
+        // Nothing has said yet that the pod may be reached past its device's queues.
+        let to_pod = syn(SERVER, CLIENT);
+        assert_eq!(deliver(&mut bench, &to_pod, Outcome::DeliveredToNode), (NEXT, 0x10f0));
+        let flags = DeviceFlags::ETHERNET.with(DeviceFlags::SHORTCUT, true);
+        bench.maps.set_device(DEVICE, Device { owner: 1, flags }).unwrap();
+        assert_eq!(deliver(&mut bench, &to_pod, Outcome::DeliveredToPod), (REDIRECT, 0xf0));
+        let to_pod = syn_v6(SERVER_V6, CLIENT_V6);
+        assert_eq!(deliver(&mut bench, &to_pod, Outcome::DeliveredToPod), (REDIRECT, 0xf0));
+        // Elsewhere, and what nobody expects of it: the node may have a way.
+        let away = syn(CLIENT, SERVER);
+        assert_eq!(deliver(&mut bench, &away, Outcome::DeliveredToNode), (NEXT, 0x10f0));
+        let not_tcp = ipv4(SERVER, CLIENT, 17, 0, 0, &[0; 40]);
+        assert_eq!(deliver(&mut bench, &not_tcp, Outcome::DeliveredToNode), (NEXT, 0x10f0));
+        // The answers of what was turned around.
+        let around = Config { around_device: DEVICE, ..bench.maps.config().unwrap() };
+        bench.maps.set_config(around).unwrap();
+        assert_eq!(deliver(&mut bench, &syn(SERVER, CLIENT), Outcome::DeliveredAround), (NEXT, 0x20f0));
     });
 }
 
@@ -348,7 +372,7 @@ fn marked_packets_pass_and_bridge_ports_are_rewritten() {
 fn the_guard_turns_around_what_has_not_been_decided_about() {
     in_namespace(|| {
         let mut bench = Bench::new();
-        let device = Device { owner: 1, flags: DeviceFlags::ETHERNET, ..Device::default() };
+        let device = Device { owner: 1, flags: DeviceFlags::ETHERNET };
         bench.maps.set_device(DEVICE, device).unwrap();
         bench.expect_of_guard(&syn(SERVER, CLIENT), Some(Outcome::FailOpen));
         let listeners = bench.listen();
@@ -430,7 +454,7 @@ fn any_bytes_get_an_answer_and_one_count() {
                 let mut bench = bench.borrow_mut();
                 let before: u64 = packets(&bench.counts());
                 let (answer, after, _) = bench.run(&packet, 0);
-                prop_assert!([NEXT, TO_STACK, DROP].contains(&answer));
+                prop_assert!([NEXT, REDIRECT, DROP].contains(&answer));
                 prop_assert_eq!(after, packet);
                 prop_assert_eq!(packets(&bench.counts()), before + 1);
                 Ok(())
@@ -441,7 +465,7 @@ fn any_bytes_get_an_answer_and_one_count() {
 
 /// Whether an outcome is a packet's own, and not counted beside it.
 fn is_packet(outcome: Outcome) -> bool {
-    !matches!(outcome.effect(), Effect::Lookup | Effect::Passage)
+    !matches!(outcome.effect(), Effect::Lookup | Effect::Passage | Effect::Deliver)
 }
 
 /// All packets counted.

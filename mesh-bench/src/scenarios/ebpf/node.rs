@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_agent::pods::{FailureMode, LocalPod, PodDevice, Redirection};
-use mesh_agent::steering::host::Mark;
-use mesh_agent::steering::host::routes::PolicyRouting;
+use mesh_agent::steering::host::namespace::{AgentNamespace, NamespaceThread, STEERED};
+use mesh_agent::steering::host::{HostSettings, Mark};
 use mesh_agent::steering::{
     AttachMode, CoreListeners, DeviceWatch, ListenerPair, PassageKey, Steering, SteeringSettings,
 };
@@ -25,8 +26,7 @@ nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}, {name: 
 hosts: [{name: outside}]
 ";
 const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x1040 };
-const AROUND: Mark = Mark { value: 0x1040, mask: 0x1040 };
-const AGENT_MARK: u32 = 0x40;
+const AGENT: Mark = Mark { value: 0x40, mask: 0x1040 };
 /// The node's device towards everything outside.
 const UPLINK: &str = "eth0";
 /// How long the last packet of a handshake may take to be processed.
@@ -43,32 +43,35 @@ pub(super) struct Connected {
 }
 
 /// Pods `client` and `server` are enrolled, `stranger` is not; `outside` is behind the uplink.
-pub(super) struct SteeredNode {
+pub(in crate::scenarios) struct SteeredNode {
     // In the order in which they have to go.
     _watch: Watch,
     steering: Steering,
     listeners: [TcpListener; 2],
-    bpffs: BpfFs,
+    _bpffs: BpfFs,
     lab: Lab,
 }
 
 impl SteeredNode {
     pub(super) fn up() -> Result<Self> {
         let lab = Lab::up(Topology::parse("ebpf", TOPOLOGY)?.unique())?;
+        Self::on(lab, &[("client", true), ("server", true), ("stranger", false)])
+    }
+
+    /// Steers the node of a lab, with these pods, enrolled or not.
+    pub(in crate::scenarios) fn on(lab: Lab, pods: &[(&str, bool)]) -> Result<Self> {
         let bpffs = BpfFs::mount()?;
         let namespace = lab.node("node")?.namespace();
-        namespace.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0"))??;
-        let listeners = [namespace.run(listen)??, namespace.run(listen)??];
-        let steering = namespace.run(|| Steering::load_or_adopt(&settings(&bpffs, CAPTURE.value)))??;
+        let steering = namespace.run(|| Steering::load_or_adopt(&settings(&bpffs)))??;
+        let (watch, listeners) = Watch::start(&lab, steering.clone())?;
         let cores = [&listeners[0], &listeners[1]].map(|listener| {
             let pair = ListenerPair { v4: Some(listener.as_fd()), v6: None };
             CoreListeners { steered: pair, around: pair }
         });
         steering.set_listeners(&cores)?;
-        let watch = Watch::start(&lab, steering.clone())?;
-        let node = Self { _watch: watch, steering, listeners, bpffs, lab };
-        for (name, enrolled) in [("client", true), ("server", true), ("stranger", false)] {
-            let pod = node.pod(name, enrolled)?;
+        let node = Self { _watch: watch, steering, listeners, _bpffs: bpffs, lab };
+        for (name, enrolled) in pods {
+            let pod = node.pod(name, *enrolled)?;
             node.lab.node("node")?.namespace().run(|| node.steering.enrol(&pod))??;
         }
         Ok(node)
@@ -95,6 +98,12 @@ impl SteeredNode {
         let index =
             self.lab.node("node")?.namespace().run(|| nix::net::if_::if_nametoindex(device.as_str()))?;
         index.with_context(|| format!("the node has no device {device}"))
+    }
+
+    /// The node's end of the device that steered packets take.
+    pub(super) fn agent_device(&self) -> Result<u32> {
+        let index = self.lab.node("node")?.namespace().run(|| nix::net::if_::if_nametoindex(STEERED))?;
+        index.context("the node has no device to the agent")
     }
 
     fn pod(&self, name: &str, enrolled: bool) -> Result<LocalPod> {
@@ -155,30 +164,23 @@ impl SteeredNode {
         let (accepted, client) = listener.accept()?;
         Ok(Connected { client, server, _ends: (stream, accepted) })
     }
-
-    /// Loads the programs once more, on the same maps, with a capture mark of 0: a packet is then marked in vain, and
-    /// running a program on it again does the same again.
-    pub(super) fn load_repeatable(&self) -> Result<Steering> {
-        let settings = settings(&self.bpffs, 0);
-        Ok(self.lab.node("node")?.namespace().run(|| Steering::load_or_adopt(&settings))??)
-    }
 }
 
 fn uid(name: &str) -> String {
     format!("bench//Pod/default/{name}")
 }
 
-fn settings(bpffs: &BpfFs, capture_mark: u32) -> SteeringSettings {
+fn settings(bpffs: &BpfFs) -> SteeringSettings {
     SteeringSettings {
         directory: bpffs.0.join("mesh-agent-node"),
         mark_mask: CAPTURE.mask,
-        capture_mark,
-        agent_mark: AGENT_MARK,
+        capture_mark: CAPTURE.value,
+        agent_mark: AGENT.value,
         attach: AttachMode::Auto,
     }
 }
 
-/// A listener as the proxy has it: it answers from addresses that are not the node's.
+/// A listener as the proxy has it: it answers from addresses that are not its own.
 fn listen() -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_ip_transparent_v4(true)?;
@@ -196,7 +198,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(lab: &Lab, steering: Steering) -> Result<Self> {
+    /// Starts them, and opens the listeners in the network namespace that steered packets are delivered in.
+    fn start(lab: &Lab, steering: Steering) -> Result<(Self, [TcpListener; 2])> {
         let shutdown = CancellationToken::new();
         let (started, wait) = mpsc::channel();
         let task = {
@@ -204,11 +207,12 @@ impl Watch {
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    PolicyRouting { mark: CAPTURE, around: AROUND, table: 15001, preference: 99 }
-                        .install()
-                        .await?;
+                    let host = HostSettings::new(CAPTURE, AGENT, "/nonexistent");
+                    let namespace = AgentNamespace::connect(NamespaceThread::start()?, &host).await?;
+                    steering.deliver_to(&namespace)?;
+                    let listeners = [namespace.thread().run(listen)??, namespace.thread().run(listen)??];
                     let watch = DeviceWatch::start(steering).await?;
-                    started.send(())?;
+                    started.send(listeners)?;
                     watch.run(shutdown).await;
                     Ok(())
                 })
@@ -216,8 +220,8 @@ impl Watch {
         };
         let thread = lab.node("node")?.namespace().spawn("steering", task)?;
         let watch = Self { shutdown, thread: Some(thread) };
-        wait.recv().context("steering did not start")?;
-        Ok(watch)
+        let listeners = wait.recv().context("steering did not start")?;
+        Ok((watch, listeners))
     }
 }
 
@@ -235,7 +239,9 @@ struct BpfFs(PathBuf);
 
 impl BpfFs {
     fn mount() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("mesh-bench-bpf-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("mesh-bench-bpf-{}-{number}", std::process::id()));
         std::fs::create_dir(&path)?;
         let bpffs = Self(path);
         mount(Some("bpf"), &bpffs.0, Some("bpf"), MsFlags::empty(), None::<&Path>)

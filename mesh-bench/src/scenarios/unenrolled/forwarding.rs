@@ -1,5 +1,5 @@
-//! What the agent's changes to a node cost each packet that the node forwards for pods outside of the mesh: the policy
-//! rules, and the hooks of the nftables table, each by itself. What the kernel program costs is in the scenario `ebpf`.
+//! What the agent's changes to a node cost each packet that the node forwards for pods outside of the mesh: the hook of the
+//! nftables table, and all of it with the kernel programs. What those cost by themselves is in the scenario `ebpf`.
 //!
 //! A packet that a pod sends here is carried through the node and into the other pod within the system call that sends it:
 //! veth devices hand it on in a softirq of the sender's own thread. So the thread's processor time is that of the whole
@@ -8,24 +8,22 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result};
-use mesh_agent::steering::host::routes::PolicyRouting;
 use mesh_agent::steering::host::{Mark, untrack};
 use mesh_lab::{Lab, Topology};
 use nix::time::{ClockId, clock_gettime};
 
+use super::super::ebpf::SteeredNode;
 use super::SCENARIO;
-use crate::bench::{Bench, DIRECT, RULES, UNTRACKING};
+use crate::bench::{Bench, DIRECT, STEERING, UNTRACKING};
 use crate::metric::Metric;
 use crate::quantile::quantile;
 
 const TOPOLOGY: &str = "
 name: forwarding
-nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}]}]
+nodes: [{name: node, cni: routed, pods: [{name: client}, {name: server}, {name: neighbour}]}]
 ";
 /// The mark of an agent by default, which none of these packets has.
 const CAPTURE: Mark = Mark { value: 0x1000, mask: 0x1040 };
-/// Packets that were turned around on their way into a pod.
-const AROUND: Mark = Mark { value: 0x1040, mask: 0x1040 };
 /// The discard service.
 const PORT: u16 = 9;
 const PACKETS: u32 = 1_000;
@@ -38,14 +36,27 @@ struct Side {
     times: Vec<f64>,
     socket: UdpSocket,
     server: SocketAddr,
-    _lab: Lab,
+    _node: Changed,
+}
+
+/// A node, and what was changed on it.
+enum Changed {
+    Lab { _lab: Lab },
+    Steered { _node: SteeredNode },
 }
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let mut sides = [
-        Side::up(DIRECT, || Ok(()))?,
-        Side::up(RULES, add_rules)?,
-        Side::up(UNTRACKING, || Ok(untrack::install(CAPTURE, AROUND)?))?,
+        Side::up(DIRECT, |lab| Ok(Changed::Lab { _lab: lab }))?,
+        Side::up(UNTRACKING, |lab| {
+            untrack(&lab)?;
+            Ok(Changed::Lab { _lab: lab })
+        })?,
+        Side::up(STEERING, |lab| {
+            untrack(&lab)?;
+            let node = SteeredNode::on(lab, &[("neighbour", true), ("client", false), ("server", false)])?;
+            Ok(Changed::Steered { _node: node })
+        })?,
     ];
     let samples = if bench.is_quick() { SAMPLES_QUICK } else { SAMPLES };
     for round in 0..bench.rounds() {
@@ -65,22 +76,19 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-fn add_rules() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime
-        .block_on(PolicyRouting { mark: CAPTURE, around: AROUND, table: 15001, preference: 99 }.install())?;
-    Ok(())
+fn untrack(lab: &Lab) -> Result<()> {
+    Ok(lab.node("node")?.namespace().run(|| untrack::install(CAPTURE))??)
 }
 
 impl Side {
     /// Brings it up, and changes the node.
-    fn up(name: &'static str, change: impl FnOnce() -> Result<()> + Send) -> Result<Self> {
+    fn up(name: &'static str, change: impl FnOnce(Lab) -> Result<Changed>) -> Result<Self> {
         let lab = Lab::up(Topology::parse("forwarding", TOPOLOGY)?.unique())?;
-        lab.node("node")?.namespace().run(change)?.context(name)?;
         // A socket stays in the namespace it was made in.
         let socket = lab.pod("client")?.namespace().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
         let server = lab.pod("server")?.ipv4().context("the lab has IPv4")?;
-        Ok(Self { name, times: Vec::new(), socket, server: (server, PORT).into(), _lab: lab })
+        let node = change(lab).context(name)?;
+        Ok(Self { name, times: Vec::new(), socket, server: (server, PORT).into(), _node: node })
     }
 
     /// Sends some packets and notes what one has taken, in nanoseconds.

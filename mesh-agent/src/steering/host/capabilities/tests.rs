@@ -7,7 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
-use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
+use crate::steering::host::namespace::AgentNamespace;
+use crate::steering::host::testing::{AGENT, CAPTURE, in_namespace_async, shell};
 use crate::steering::host::{HostSettings, HostState};
 use crate::steering::{AttachMode, DeviceWatch, Steering, SteeringSettings};
 
@@ -16,7 +17,7 @@ use crate::steering::{AttachMode, DeviceWatch, Steering, SteeringSettings};
 fn what_remains_is_enough_and_no_more() {
     in_namespace_async(async || {
         let bpffs = private_bpffs();
-        let loader = restrict_thread_with_loader().unwrap();
+        let Privileged { loader, namespace } = restrict_thread_with_privileged().unwrap();
 
         for set in [CapSet::Effective, CapSet::Permitted, CapSet::Bounding] {
             assert_eq!(caps::read(None, set).unwrap(), NEEDED.into(), "{set:?}");
@@ -27,21 +28,28 @@ fn what_remains_is_enough_and_no_more() {
         assert!(nix::sys::prctl::get_no_new_privs().unwrap());
         assert!(unshare(CloneFlags::CLONE_NEWNET).is_err(), "CAP_SYS_ADMIN is gone");
 
+        let of_namespace = namespace.run(|| caps::read(None, CapSet::Permitted).unwrap()).unwrap();
+        assert_eq!(of_namespace, NEEDED.into());
+
         programs_load_only_on_the_loader(loader, bpffs.path());
         bpf_works();
         transparent_sockets_work();
         let directory = tempfile::tempdir().unwrap();
-        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
-        HostState::install(&settings).await.unwrap().remove().await.unwrap();
+        let settings = HostSettings::new(CAPTURE, AGENT, directory.path());
+        let installed = HostState::install(&settings).unwrap();
+        let namespace = AgentNamespace::connect(namespace, &settings).await.unwrap();
+        namespace.thread().run(transparent_sockets_work).unwrap();
+        installed.remove().await.unwrap();
     });
 }
 
-/// Each by itself: with all three an agent comes up, without any of them it does not.
+/// Each by itself: with all four an agent comes up, without any of them it does not.
 #[test]
 fn none_of_them_can_be_left_out() {
-    come_up_with(&NEEDED_TO_LOAD).unwrap();
-    for missing in NEEDED_TO_LOAD {
-        let rest: Vec<_> = NEEDED_TO_LOAD.into_iter().filter(|kept| *kept != missing).collect();
+    let all: Vec<_> = NEEDED_TO_LOAD.into_iter().chain([Capability::CAP_SYS_ADMIN]).collect();
+    come_up_with(&all).unwrap();
+    for missing in &all {
+        let rest: Vec<_> = all.iter().copied().filter(|kept| kept != missing).collect();
         let error = come_up_with(&rest).expect_err(&format!("{missing} would not be needed"));
         // For who reads what the test prints: what it is needed for.
         println!("without {missing}: {error}");
@@ -56,10 +64,16 @@ fn come_up_with(kept: &[Capability]) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         restrict_thread(kept).unwrap();
 
-        let host = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
-        let installed = HostState::install(&host).await.map_err(|error| error.to_string())?;
+        let host = HostSettings::new(CAPTURE, AGENT, directory.path());
+        let thread = NamespaceThread::start().map_err(|error| error.to_string())?;
+        // It would do in the place of CAP_PERFMON.
+        let rest: Vec<_> = kept.iter().copied().filter(|kept| *kept != Capability::CAP_SYS_ADMIN).collect();
+        restrict_thread(&rest).unwrap();
+        let installed = HostState::install(&host).map_err(|error| error.to_string())?;
+        let namespace = AgentNamespace::connect(thread, &host).await.map_err(|error| error.to_string())?;
         let steering =
             Steering::load_or_adopt(&steering_settings(bpffs.path())).map_err(|error| error.to_string())?;
+        steering.deliver_to(&namespace).map_err(|error| error.to_string())?;
         // Devices are attached to, or named among those that are not.
         let _watch = DeviceWatch::start(steering.clone()).await.map_err(|error| error.to_string())?;
         if let Some(error) = steering.attachments().into_iter().find_map(|attachment| attachment.error) {

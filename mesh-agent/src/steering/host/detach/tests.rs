@@ -1,6 +1,7 @@
 use super::*;
 use crate::steering::host::HostState;
-use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
+use crate::steering::host::namespace::{AgentNamespace, NamespaceThread};
+use crate::steering::host::testing::{AGENT, CAPTURE, in_namespace_async, shell};
 
 fn state() -> String {
     let listings = [
@@ -8,6 +9,7 @@ fn state() -> String {
         "ip -6 rule",
         "ip route show table all",
         "ip -6 route show table all",
+        "ip -o link",
         "cat /proc/sys/net/ipv4/tcp_* /proc/sys/net/ipv4/ip_* 2>/dev/null || true",
     ];
     format!("{}\nnftables: {}", listings.map(shell).join("---\n"), untrack::installed().unwrap())
@@ -18,10 +20,10 @@ fn a_crashed_agent_leaves_nothing_after_detach() {
     in_namespace_async(async || {
         let parent = tempfile::tempdir().unwrap();
         let run_dir = parent.path().join("run");
-        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, &run_dir);
+        let settings = HostSettings::new(CAPTURE, AGENT, &run_dir);
         let before = state();
         let lock = InstanceLock::acquire(&run_dir).unwrap();
-        let installed = HostState::install(&settings).await.unwrap();
+        let installed = HostState::install(&settings).unwrap();
         assert!(installed.untracking());
         assert_ne!(state(), before);
 
@@ -34,7 +36,7 @@ fn a_crashed_agent_leaves_nothing_after_detach() {
         let traces = detach(&settings, false, || Ok::<_, HostError>(vec!["/pin".into()])).await.unwrap();
         assert_eq!(state(), before);
         assert!(!run_dir.exists());
-        assert!(traces.contains(&Trace::Routing(10)) && traces.contains(&Trace::Untracking), "{traces:?}");
+        assert!(traces.contains(&Trace::Untracking), "{traces:?}");
         assert_eq!(traces.first(), Some(&Trace::Pin("/pin".into())));
 
         let nothing = detach(&settings, false, || Ok::<_, HostError>(vec![])).await.unwrap();
@@ -47,9 +49,9 @@ fn a_crashed_agent_leaves_nothing_after_detach() {
 fn a_clean_exit_leaves_nothing_either() {
     in_namespace_async(async || {
         let directory = tempfile::tempdir().unwrap();
-        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
+        let settings = HostSettings::new(CAPTURE, AGENT, directory.path());
         let before = state();
-        HostState::install(&settings).await.unwrap().remove().await.unwrap();
+        HostState::install(&settings).unwrap().remove().await.unwrap();
         assert_eq!(state(), before);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     });
@@ -59,13 +61,15 @@ fn a_clean_exit_leaves_nothing_either() {
 fn force_detaches_under_a_living_agent_and_a_damaged_journal_stops_nothing() {
     in_namespace_async(async || {
         let directory = tempfile::tempdir().unwrap();
-        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, directory.path());
+        let settings = HostSettings::new(CAPTURE, AGENT, directory.path());
         let _agent = InstanceLock::acquire(directory.path()).unwrap();
-        HostState::install(&settings).await.unwrap();
+        HostState::install(&settings).unwrap();
+        let thread = NamespaceThread::start().unwrap();
+        let _namespace = AgentNamespace::connect(thread, &settings).await.unwrap();
         fs::write(directory.path().join("journal"), "damage").unwrap();
 
         let traces = detach(&settings, true, || Ok::<_, HostError>(vec![])).await.unwrap();
-        assert!(traces.contains(&Trace::Routing(10)), "{traces:?}");
+        assert!(traces.contains(&Trace::Devices(2)), "{traces:?}");
         assert!(!untrack::installed().unwrap());
         assert_eq!(fs::read_to_string(directory.path().join("journal")).unwrap(), "damage");
     });

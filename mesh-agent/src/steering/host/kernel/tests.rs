@@ -1,10 +1,10 @@
 use super::*;
-use crate::steering::host::testing::{AROUND, CAPTURE, in_namespace_async, shell};
+use crate::steering::host::testing::{AGENT, CAPTURE, in_namespace_async, shell};
 
 #[test]
 fn this_machine_is_fit_and_conflicts_are_named() {
     in_namespace_async(async || {
-        let settings = HostSettings::new(CAPTURE, AROUND, 15_109, "/nonexistent");
+        let settings = HostSettings::new(CAPTURE, AGENT, "/nonexistent");
         shell("ip rule add pref 9 fwmark 0x1000/0xf000 lookup main");
         let checks = check(&settings, Path::new("/proc")).await;
         let status = |name: &str| checks.iter().find(|check| check.name == name).unwrap().status;

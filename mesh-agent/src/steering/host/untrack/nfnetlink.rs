@@ -61,7 +61,6 @@ const HEADER: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) enum Hook {
     PreRouting = 0,
-    Output = 3,
 }
 
 /// A list of netlink attributes.

@@ -42,7 +42,7 @@ fn a_verdict_lets_a_connection_pass() {
             }
             bench.expect(&other, Outcome::FailOpen, NEXT);
             let _listeners = bench.listen();
-            bench.expect(&other, Outcome::Outbound, TO_STACK);
+            bench.expect(&other, Outcome::Outbound, REDIRECT);
             bench.expect(&first, Outcome::Flow, NEXT);
         }
         let _listeners = bench.listen();
@@ -51,7 +51,7 @@ fn a_verdict_lets_a_connection_pass() {
             ipv6(CLIENT_V6, SERVER_V6, TCP, &from_port(50_000)),
         ]) {
             bench.passages.suspend(key).unwrap();
-            bench.expect(&packet, Outcome::Outbound, TO_STACK);
+            bench.expect(&packet, Outcome::Outbound, REDIRECT);
         }
     });
 }
@@ -86,7 +86,7 @@ fn a_pods_connection_to_elsewhere_passes() {
             assert!(bench.passages.allow(key).unwrap());
             bench.expect(&packet(pod, elsewhere, &tcp(80, SYN)), Outcome::Verdict, NEXT);
             bench.expect(&packet(pod, elsewhere, &tcp(80, ACK)), Outcome::Flow, NEXT);
-            bench.expect(&packet(pod, elsewhere, &tcp(81, SYN)), Outcome::Outbound, TO_STACK);
+            bench.expect(&packet(pod, elsewhere, &tcp(81, SYN)), Outcome::Outbound, REDIRECT);
 
             // Its answers come in somewhere, or are translated first.
             bench.behind_device(0);
@@ -95,7 +95,7 @@ fn a_pods_connection_to_elsewhere_passes() {
             bench.expect_of_guard(&packet(elsewhere, pod, &data), Some(Outcome::Flow));
             // The same ports, but opened from there, are another connection.
             let opened = packet(elsewhere, pod, &answer(80, SYN));
-            bench.expect(&opened, Outcome::Inbound, TO_STACK);
+            bench.expect(&opened, Outcome::Inbound, REDIRECT);
             bench.expect_of_guard(&opened, Some(Outcome::Around));
 
             bench.passages.revoke(key).unwrap();
@@ -126,7 +126,7 @@ fn a_connection_from_elsewhere_passes() {
             bench.expect_of_guard(&opens, Some(Outcome::Around));
             bench.expect(&opens, Outcome::Verdict, NEXT);
             bench.expect(&packet(elsewhere, pod, &tcp(80, ACK)), Outcome::Flow, NEXT);
-            bench.expect(&packet(elsewhere, pod, &tcp(81, SYN)), Outcome::Inbound, TO_STACK);
+            bench.expect(&packet(elsewhere, pod, &tcp(81, SYN)), Outcome::Inbound, REDIRECT);
             bench.behind_device(1);
             bench.expect(&packet(pod, elsewhere, &answer(80, SYN | ACK)), Outcome::Flow, NEXT);
             bench.expect(&packet(elsewhere, pod, &tcp(80, ACK)), Outcome::Spoofed, DROP);
