@@ -25,7 +25,7 @@ pub const HTTP2: &[u8] = b"h2";
 
 /// What two agents of ours speak with each other ([`trunk`](crate::proxy::tunnel::trunk)). The number changes with what is
 /// on the wire.
-pub const TRUNK: &[u8] = b"mesh-trunk/1";
+pub const TRUNK: &[u8] = b"mesh-trunk/2";
 
 /// Numbers all credentials of the process.
 static GENERATIONS: AtomicU64 = AtomicU64::new(0);

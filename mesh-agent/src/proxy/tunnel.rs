@@ -12,6 +12,7 @@
 //!
 //! Everything of a tunnel lives on one worker, its connections' sockets too.
 
+mod aligned;
 mod authority;
 mod client;
 mod connection;

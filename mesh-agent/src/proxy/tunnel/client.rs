@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::aligned::Aligned;
 use super::connection::{client_builder, distrust, idle, owned, silence};
 use super::error::{Step, TunnelFailure};
 use super::hbone::{Chunk, HboneStream};
@@ -107,7 +108,7 @@ pub(super) async fn establish(
     settings: &ProxySettings,
     buffers: &Rc<BufferPool>,
     node: &NodeSockets,
-) -> Result<(Tunnel, Driver<Stream>), TunnelFailure> {
+) -> Result<(Tunnel, Driver<Aligned<Stream>>), TunnelFailure> {
     let period = settings.tunnel.handshake_timeout;
     let connecting = timeout(period, socket::connect(ends.gateway, ends.source, settings, node));
     let tcp = connecting.await.map_err(|_| TunnelFailure::Timeout(Step::Connect))?;
@@ -116,15 +117,17 @@ pub(super) async fn establish(
     let mut tcp = Stream::new(tcp);
     tcp.end_in_order();
     let setting_up = async {
-        let (verified, tls) = verify(tcp, ends).await?;
+        let (verified, mut tls) = verify(Aligned::new(tcp), ends).await?;
         if ends.trunk && tls.get_ref().1.alpn_protocol() == Some(TRUNK) {
             let state = TunnelState::of(Arc::clone(&verified.peer));
-            let (opener, engine) = Opener::start(tls, Rc::clone(&state), capacity, &settings.tunnel, buffers);
+            let started = Opener::start(tls, Rc::clone(&state), capacity, &settings.tunnel, buffers);
+            let (opener, engine) = started.map_err(|error| TunnelFailure::Broken(Arc::new(error)))?;
             return Ok((
                 Tunnel::new(Kind::Trunk(opener), state),
                 verified.driver(Protocol::Trunk(Box::new(engine))),
             ));
         }
+        tls.get_mut().0.stop();
         start_hbone(verified, tls, capacity, &settings.tunnel).await
     };
     timeout(period, setting_up).await.map_err(|_| TunnelFailure::Timeout(Step::Handshake))?

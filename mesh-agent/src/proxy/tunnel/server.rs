@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::aligned::Aligned;
 use super::authority::{Authority, InvalidAuthority};
 use super::connection::{Pings, distrust, idle, owned, server_builder, silence};
 use super::hbone::{Chunk, HboneStream};
@@ -85,7 +86,7 @@ struct Accepted {
 
 /// What is spoken in it.
 enum Protocol {
-    Hbone(Box<Connection<TlsStream<Stream>, Chunk>>),
+    Hbone(Box<Connection<TlsStream<Aligned<Stream>>, Chunk>>),
     Trunk(Box<Engine>),
 }
 
@@ -214,12 +215,12 @@ impl TunnelServer {
             let permit = self.handshakes.acquire().await.ok();
             let config =
                 if self.settings.trunks { credentials.server() } else { credentials.server_without_trunks() };
-            let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
-            let tls = match accepting.await {
+            let accepting = TlsAcceptor::from(config).accept(Aligned::new(stream)).into_fallible();
+            let mut tls = match accepting.await {
                 Ok(tls) => tls,
                 Err((error, stream)) => {
                     drop(permit);
-                    let _ = timeout(LAST_WORDS, let_hear(stream)).await;
+                    let _ = timeout(LAST_WORDS, let_hear(stream.into_inner())).await;
                     return Err(PeerError::from_io(&error).into());
                 }
             };
@@ -228,13 +229,10 @@ impl TunnelServer {
             let peer = Arc::new(peer_identity(Some(&chain))?);
             let state = TunnelState::of(Arc::clone(&peer));
             let protocol = if session.alpn_protocol() == Some(TRUNK) {
-                Protocol::Trunk(Box::new(Engine::serve(
-                    tls,
-                    Rc::clone(&state),
-                    &self.settings,
-                    &self.buffers,
-                )))
+                let engine = Engine::serve(tls, Rc::clone(&state), &self.settings, &self.buffers);
+                Protocol::Trunk(Box::new(engine.map_err(ServerError::Broken)?))
             } else {
+                tls.get_mut().0.stop();
                 let opened = server_builder(&self.settings).handshake(tls).await;
                 let opened = opened.map_err(|error| ServerError::Broken(state.broken(error)));
                 Protocol::Hbone(Box::new(opened?))

@@ -1,4 +1,4 @@
-//! Trunks: what two of our own agents speak inside of mutual TLS instead of HTTP/2. HBONE stays for everyone else; which
+//! Trunks: what two of our own agents speak after a handshake of mutual TLS instead of HTTP/2. HBONE stays for everyone else; which
 //! of the two it is, the TLS handshake agrees on ([`TRUNK`](crate::identity::TRUNK)).
 //!
 //! A request of a kilobyte costs a proxy little but system calls, wake-ups and packets. So a trunk is made for few of them:
@@ -6,7 +6,8 @@
 //! - what is read from a pod's socket goes straight into the buffer that is sealed next, and everything that became ready
 //!   in one turn of the event loop leaves in one write;
 //! - what comes out of a trunk is written to the pod's socket in the same turn, by the trunk itself: no queue between,
-//!   no task woken. Only what the socket does not take is kept, as much as the stream's window allows.
+//!   no task woken. Only what the socket does not take is kept, as much as the stream's window allows;
+//! - bytes are sealed and opened where they are ([`records`]): between two sockets nothing is copied.
 //!
 //! # On the wire
 //!
@@ -14,7 +15,7 @@
 //!
 //! | Kind | Payload | Meaning |
 //! |---|---|---|
-//! | 0 HELLO | window (4), streams (4) | First frame of either side: what each stream may have on its way to it, and how many streams it takes. |
+//! | 0 HELLO | window (4), streams (4) | First frame of either side, within TLS; all others are in a trunk's own records: what each stream may have on its way to it, and how many streams it takes. |
 //! | 1 OPEN | four texts, each with its length (2): authority, forwarded, baggage, trace parent | The client asks for a connection. Its streams count up from 1. |
 //! | 2 OPENED | | The server is connected. |
 //! | 3 REFUSED | status (2), reason | It is not, for a reason that HBONE has a status for; or, with status 0, it was not looked at and may be asked for elsewhere. |
@@ -32,6 +33,7 @@ mod client;
 mod engine;
 mod frame;
 mod outgoing;
+mod records;
 mod relay;
 mod server;
 mod shared;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use rustls::Connection;
 use tokio_rustls::client::TlsStream;
 
+use super::super::aligned::Aligned;
 use super::super::settings::TunnelSettings;
 use super::super::state::{Guard, TunnelState};
 use super::engine::{Engine, Side};
@@ -37,20 +38,22 @@ pub(in super::super) enum Opening {
 
 impl Opener {
     /// Starts a trunk over TLS.
+    ///
+    /// # Errors
+    /// If the session has no keys for it.
     pub(in super::super) fn start(
-        tls: TlsStream<Stream>,
+        tls: TlsStream<Aligned<Stream>>,
         state: Rc<TunnelState>,
         expected: usize,
         settings: &TunnelSettings,
         buffers: &Rc<BufferPool>,
-    ) -> (Self, Engine) {
+    ) -> io::Result<(Self, Engine)> {
         let (socket, session) = tls.into_inner();
         // The server opens none.
         let shared = Shared::new(buffers, state, settings.stream_window, 0);
-        (
-            Self { shared: Rc::clone(&shared), expected },
-            Engine::new(socket, Connection::Client(session), Side::Client, shared),
-        )
+        let session = Connection::Client(session);
+        let engine = Engine::new(socket.into_inner(), session, Side::Client, Rc::clone(&shared))?;
+        Ok((Self { shared, expected }, engine))
     }
 
     /// Whether streams may be opened.

@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 
 use super::super::headers::plain_reason;
 use super::frame::{Frame, Kind, Parser, Piece, ProtocolError};
+use super::outgoing::Unwritten;
+use super::records::{self, Keys, RecordError};
 use super::server::OpenRequest;
 use super::shared::{Breakage, Shared};
 use super::stream::{Answer, TrunkStream};
@@ -22,24 +24,15 @@ use crate::proxy::tunnel::state::TunnelEnd;
 /// Bytes one trunk moves before others get their turn.
 const QUOTA: usize = 1 << 20;
 
-/// Bytes that are sealed before they are written. TLS keeps them until the socket takes them.
+/// Bytes that are sealed before they are written.
 const BATCH: usize = 256 << 10;
 
-/// Bytes that are read at once, and bytes that are opened before they are delivered: one record more.
+/// Bytes that are read at once, and opened where they are.
 const READ: usize = 256 << 10;
-const OPENED: usize = READ + (32 << 10);
-
-/// The largest record's payload (RFC 8446, 5.1).
-const RECORD: usize = 16 << 10;
 
 thread_local! {
     /// A turn's bytes. They are the worker's, not the trunk's: nothing is left in them when the turn is over.
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { sealed: vec![0; READ], opened: vec![0; OPENED] });
-}
-
-struct Scratch {
-    sealed: Vec<u8>,
-    opened: Vec<u8>,
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
 }
 
 /// Which side of a trunk this is.
@@ -52,7 +45,12 @@ pub(super) enum Side {
 /// A trunk, to be driven to its end.
 pub(in super::super) struct Engine {
     socket: Stream,
-    session: Connection,
+    /// Until both HELLOs are over it.
+    session: Option<Box<Connection>>,
+    keys: Keys,
+    /// The beginning of a record whose rest has not come yet.
+    partial: Vec<u8>,
+    unwritten: Unwritten,
     side: Side,
     parser: Parser,
     shared: Rc<Shared>,
@@ -73,12 +71,21 @@ enum Turn {
 }
 
 impl Engine {
-    pub(super) fn new(socket: Stream, mut session: Connection, side: Side, shared: Rc<Shared>) -> Self {
-        // What is sealed at once is bounded here, by [`BATCH`].
-        session.set_buffer_limit(None);
-        Self {
+    /// Over a socket from which nothing was read beyond the handshake.
+    pub(super) fn new(
+        socket: Stream,
+        mut session: Connection,
+        side: Side,
+        shared: Rc<Shared>,
+    ) -> io::Result<Self> {
+        let keys = Keys::of(&mut session, side).map_err(unusable)?;
+        session.writer().write_all(&shared.hello())?;
+        Ok(Self {
             socket,
-            session,
+            session: Some(Box::new(session)),
+            keys,
+            partial: Vec::new(),
+            unwritten: Unwritten::default(),
             side,
             parser: Parser::default(),
             shared,
@@ -86,7 +93,7 @@ impl Engine {
             last: 0,
             closing: false,
             ended: false,
-        }
+        })
     }
 
     /// The state that its streams share.
@@ -143,65 +150,113 @@ impl Engine {
     }
 
     fn is_written(&self) -> bool {
-        self.shared.outgoing.borrow().is_empty() && !self.session.wants_write()
+        let in_tls = self.session.as_ref().is_some_and(|session| session.wants_write());
+        self.shared.outgoing.borrow().is_empty() && self.unwritten.is_empty() && !in_tls
     }
 
     /// Ends the trunk in good order.
     fn close(&mut self) {
-        self.session.send_close_notify();
-        let _ = self.session.write_tls(&mut Socket(self.socket.tcp()));
         self.socket.end_in_order();
         self.shared.end(Breakage::Closed);
         self.ended = true;
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> io::Result<Turn> {
-        SCRATCH.with_borrow_mut(|Scratch { sealed, opened }| {
-            let mut filled = 0;
-            // The handshake may have read more than it needed.
-            let mut closed = self.open(opened, &mut filled)?;
-            let mut moved = 0;
-            let turn = loop {
-                if closed {
-                    break Turn::Ended;
-                }
-                if moved >= QUOTA {
-                    cx.waker().wake_by_ref();
-                    break Turn::Pending;
-                }
-                match self.socket.tcp().poll_read_ready(cx) {
-                    Poll::Pending => break Turn::Pending,
-                    Poll::Ready(ready) => ready?,
-                }
-                let count = match try_read(self.socket.tcp(), sealed) {
-                    Ok(0) => break Turn::Ended,
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                    Err(error) => return Err(error),
-                };
-                moved += count;
-                let mut rest = sealed.get(..count).unwrap_or_default();
-                while !rest.is_empty() && !closed {
-                    self.session.read_tls(&mut rest)?;
-                    self.session.process_new_packets().map_err(|error| self.refused(error))?;
-                    closed = self.open(opened, &mut filled)?;
-                }
-            };
-            self.deliver(opened.get(..filled).unwrap_or_default())?;
-            Ok(turn)
+        // The handshake may have read it already, and reads nothing beyond it.
+        if self.shared.peer.get().is_none() && self.hear_greeting()? {
+            return Ok(Turn::Ended);
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut have = self.partial.len();
+            if let Some(to) = scratch.get_mut(..have) {
+                to.copy_from_slice(&self.partial);
+            }
+            self.partial = Vec::new();
+            let turn = self.read_into(cx, scratch, &mut have);
+            self.partial = scratch.get(..have).unwrap_or_default().to_vec();
+            turn
         })
     }
 
-    /// Takes what TLS has opened. True when the peer has closed it.
-    fn open(&mut self, opened: &mut [u8], filled: &mut usize) -> io::Result<bool> {
+    /// Reads and takes in whole records. `have` bytes of the next one are at the beginning of `scratch`, before and after.
+    fn read_into(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], have: &mut usize) -> io::Result<Turn> {
+        let mut moved = 0;
         loop {
-            if opened.len() - *filled < RECORD {
-                self.deliver(opened.get(..*filled).unwrap_or_default())?;
-                *filled = 0;
+            if moved >= QUOTA {
+                cx.waker().wake_by_ref();
+                return Ok(Turn::Pending);
             }
-            match self.session.reader().read(opened.get_mut(*filled..).unwrap_or_default()) {
+            match self.socket.tcp().poll_read_ready(cx) {
+                Poll::Pending => return Ok(Turn::Pending),
+                Poll::Ready(ready) => ready?,
+            }
+            let room = scratch.get_mut(*have..).unwrap_or_default();
+            let count = match try_read(self.socket.tcp(), room) {
+                Ok(0) => return Ok(Turn::Ended),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            };
+            moved += count;
+            let all = *have + count;
+            let (taken, closed) = self.take_records(scratch.get_mut(..all).unwrap_or_default())?;
+            scratch.copy_within(taken..all, 0);
+            *have = all - taken;
+            if closed {
+                return Ok(Turn::Ended);
+            }
+        }
+    }
+
+    /// Takes in the whole records at the beginning of what was read. Says how many bytes those are, and whether the peer has
+    /// closed the session.
+    fn take_records(&mut self, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
+        let mut taken = 0;
+        let mut rest = bytes;
+        while let Some(header) = rest.first_chunk::<{ records::HEADER }>() {
+            let length = records::HEADER + records::length(*header).map_err(unusable)?;
+            let Some((record, behind)) = rest.split_at_mut_checked(length) else { break };
+            taken += length;
+            let closed = match &self.session {
+                Some(_) if self.shared.peer.get().is_none() => self.greet(record)?,
+                _ => {
+                    let plaintext = self.keys.opening.open(record).map_err(unusable)?;
+                    self.deliver(plaintext)?;
+                    false
+                }
+            };
+            if closed {
+                return Ok((taken, true));
+            }
+            rest = behind;
+        }
+        Ok((taken, false))
+    }
+
+    /// Takes in a record of TLS, of which HELLO is the last. True when the peer has closed the session.
+    fn greet(&mut self, record: &[u8]) -> io::Result<bool> {
+        let mut rest = record;
+        while !rest.is_empty() {
+            let Some(session) = &mut self.session else { return Ok(false) };
+            session.read_tls(&mut rest)?;
+            if let Err(error) = session.process_new_packets() {
+                return Err(self.refused(error));
+            }
+        }
+        self.hear_greeting()
+    }
+
+    /// Takes in what TLS has opened. True when the peer has closed the session.
+    fn hear_greeting(&mut self) -> io::Result<bool> {
+        /// More than a HELLO takes.
+        const PIECE: usize = 64;
+
+        loop {
+            let Some(session) = &mut self.session else { return Ok(false) };
+            let mut piece = [0; PIECE];
+            match session.reader().read(&mut piece) {
                 Ok(0) => return Ok(true),
-                Ok(count) => *filled += count,
+                Ok(count) => self.deliver(piece.get(..count).unwrap_or_default())?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -312,20 +367,33 @@ impl Engine {
 
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         loop {
-            if !self.session.wants_write() && !self.seal()? {
-                return Ok(());
-            }
-            while self.session.wants_write() {
-                match self.session.write_tls(&mut Socket(self.socket.tcp())) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        match self.socket.tcp().poll_write_ready(cx) {
-                            Poll::Pending => return Ok(()),
-                            Poll::Ready(ready) => ready?,
-                        }
+            match self.write_now() {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.socket.tcp().poll_write_ready(cx) {
+                        Poll::Pending => return Ok(()),
+                        Poll::Ready(ready) => ready?,
                     }
-                    Err(error) => return Err(error),
                 }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes all there is, or as much as the socket takes.
+    fn write_now(&mut self) -> io::Result<()> {
+        if let Some(session) = &mut self.session {
+            while session.wants_write() {
+                session.write_tls(&mut Socket(self.socket.tcp()))?;
+            }
+            if self.shared.peer.get().is_some() {
+                self.session = None;
+            }
+        }
+        loop {
+            self.unwritten.write_to(self.socket.tcp())?;
+            if !self.seal()? {
+                return Ok(());
             }
         }
     }
@@ -337,8 +405,9 @@ impl Engine {
         while sealed < BATCH {
             let next = self.shared.outgoing.borrow_mut().pop();
             let Some(next) = next else { break };
-            self.session.writer().write_all(next.bytes())?;
-            sealed += next.bytes().len();
+            let record = next.seal(&mut self.keys.sealing).map_err(unusable)?;
+            sealed += record.len();
+            self.unwritten.push(record);
         }
         self.shared.tell_of_room();
         Ok(sealed > 0)
@@ -353,6 +422,10 @@ impl Drop for Engine {
 }
 
 fn wrong(error: ProtocolError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn unusable(error: RecordError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 

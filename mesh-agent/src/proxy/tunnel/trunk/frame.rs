@@ -2,11 +2,13 @@
 
 use thiserror::Error;
 
+use super::records;
+
 /// Bytes in front of every payload.
 pub(super) const HEADER: usize = 8;
 
-/// The longest payload of DATA: with its header, four whole TLS records.
-pub(super) const DATA_PAYLOAD: usize = (64 << 10) - HEADER;
+/// The longest payload of DATA: with its header and that of its record, what the largest buffer holds.
+pub(super) const DATA_PAYLOAD: usize = (64 << 10) - HEADER - records::HEADER - records::TAG;
 
 /// The longest payload of any other frame. Ours take a few hundred bytes.
 pub(super) const CONTROL_PAYLOAD: usize = 8 << 10;

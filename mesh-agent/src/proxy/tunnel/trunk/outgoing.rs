@@ -1,18 +1,22 @@
-//! Frames on their way out: what is sealed and written when the trunk has its turn.
+//! Frames on their way out: what is sealed, where it is, and written when the trunk has its turn.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use tokio::net::TcpStream;
 
 use super::frame::{DATA_PAYLOAD, HEADER, Kind, header};
+use super::records::{self, Direction, RecordError};
 use crate::proxy::relay::{Buffer, BufferPool, Size};
 use crate::proxy::socket::try_read;
 
 /// Streams wait for room once this many bytes have not been sealed. Control frames never wait; each of them answers
 /// something that is bounded itself.
 const LIMIT: usize = 512 << 10;
+
+/// Records that are given to the socket in one system call.
+const WRITTEN_AT_ONCE: usize = 16;
 
 /// Frames in the order in which they leave.
 pub(super) struct Outgoing {
@@ -23,15 +27,25 @@ pub(super) struct Outgoing {
     bytes: usize,
 }
 
-/// A buffer, filled from the front.
+/// A buffer, filled from the front, with the room that makes a record of it.
 struct Chunk {
     buffer: Buffer,
+    /// Where the next byte goes.
     filled: usize,
 }
 
 impl Chunk {
+    fn new(buffer: Buffer) -> Self {
+        Self { buffer, filled: records::HEADER }
+    }
+
     fn free(&self) -> usize {
-        self.buffer.size().bytes() - self.filled
+        self.buffer.size().bytes() - self.filled - records::TAG
+    }
+
+    /// Bytes of frames in it.
+    fn bytes(&self) -> usize {
+        self.filled - records::HEADER
     }
 
     fn push(&mut self, bytes: &[u8]) {
@@ -75,7 +89,7 @@ impl Outgoing {
         size: Size,
         most: usize,
     ) -> io::Result<usize> {
-        let most = most.min(size.bytes() - HEADER).min(DATA_PAYLOAD);
+        let most = most.min(size.bytes() - HEADER - records::HEADER - records::TAG).min(DATA_PAYLOAD);
         let chunk = self.chunk_with(most + HEADER, size);
         let start = chunk.filled + HEADER;
         let most = most.min(chunk.free() - HEADER);
@@ -96,7 +110,7 @@ impl Outgoing {
     /// Takes the next bytes to be sealed.
     pub(super) fn pop(&mut self) -> Option<Sealable> {
         let chunk = self.full.pop_front().or_else(|| self.tail.take())?;
-        self.bytes -= chunk.filled;
+        self.bytes -= chunk.bytes();
         Some(Sealable(chunk))
     }
 
@@ -105,7 +119,7 @@ impl Outgoing {
         self.full.extend(self.tail.take_if(|chunk| chunk.free() < wanted));
         // What comes after the first buffer of a turn is part of a burst.
         let size = if self.full.is_empty() { size.max(Size::Medium) } else { Size::Large };
-        self.tail.get_or_insert_with(|| Chunk { buffer: self.buffers.take(size), filled: 0 })
+        self.tail.get_or_insert_with(|| Chunk::new(self.buffers.take(size)))
     }
 
     fn push_bytes(&mut self, mut bytes: &[u8]) {
@@ -119,7 +133,7 @@ impl Outgoing {
     }
 
     fn drop_empty(&mut self) {
-        self.tail.take_if(|chunk| chunk.filled == 0);
+        self.tail.take_if(|chunk| chunk.bytes() == 0);
     }
 }
 
@@ -127,7 +141,64 @@ impl Outgoing {
 pub(super) struct Sealable(Chunk);
 
 impl Sealable {
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.0.buffer.bytes().get(..self.0.filled).unwrap_or_default()
+    /// Makes a record of them.
+    pub(super) fn seal(self, keys: &mut Direction) -> Result<Sealed, RecordError> {
+        let Self(Chunk { mut buffer, filled }) = self;
+        let end = filled + records::TAG;
+        keys.seal(buffer.bytes_mut().get_mut(..end).unwrap_or_default())?;
+        Ok(Sealed { buffer, end, written: 0 })
+    }
+}
+
+/// A record that is being written.
+pub(super) struct Sealed {
+    buffer: Buffer,
+    end: usize,
+    written: usize,
+}
+
+impl Sealed {
+    pub(super) fn len(&self) -> usize {
+        self.end - self.written
+    }
+}
+
+/// Records that are being written, in their order.
+#[derive(Default)]
+pub(super) struct Unwritten(VecDeque<Sealed>);
+
+impl Unwritten {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn push(&mut self, record: Sealed) {
+        self.0.push_back(record);
+    }
+
+    /// Writes what the socket takes at once. Says `WouldBlock` where that is not everything.
+    pub(super) fn write_to(&mut self, tcp: &TcpStream) -> io::Result<()> {
+        while !self.0.is_empty() {
+            let mut slices = [IoSlice::new(&[]); WRITTEN_AT_ONCE];
+            for (slice, record) in slices.iter_mut().zip(&self.0) {
+                *slice =
+                    IoSlice::new(record.buffer.bytes().get(record.written..record.end).unwrap_or_default());
+            }
+            let slices = slices.get(..self.0.len().min(WRITTEN_AT_ONCE)).unwrap_or_default();
+            let mut count = tcp.try_write_vectored(slices)?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            while let Some(first) = self.0.front_mut() {
+                let now = count.min(first.len());
+                first.written += now;
+                count -= now;
+                if first.len() > 0 {
+                    break;
+                }
+                self.0.pop_front();
+            }
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use http::StatusCode;
 use rustls::Connection;
 use tokio_rustls::server::TlsStream;
 
+use super::super::aligned::Aligned;
 use super::super::headers::plain_reason;
 use super::super::settings::TunnelSettings;
 use super::super::state::TunnelState;
@@ -20,15 +21,18 @@ use crate::proxy::socket::Stream;
 
 impl Engine {
     /// Starts a trunk over TLS that a client has opened.
+    ///
+    /// # Errors
+    /// If the session has no keys for it.
     pub(in super::super) fn serve(
-        tls: TlsStream<Stream>,
+        tls: TlsStream<Aligned<Stream>>,
         state: Rc<TunnelState>,
         settings: &TunnelSettings,
         buffers: &Rc<BufferPool>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (socket, session) = tls.into_inner();
         let shared = Shared::new(buffers, state, settings.stream_window, settings.streams_per_tunnel);
-        Self::new(socket, Connection::Server(session), Side::Server, shared)
+        Self::new(socket.into_inner(), Connection::Server(session), Side::Server, shared)
     }
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use tokio::sync::Notify;
 
 use super::super::state::{Guard, TunnelState};
-use super::frame::Kind;
+use super::frame::{Kind, header};
 use super::outgoing::Outgoing;
 use super::stream::StreamState;
 use crate::proxy::relay::BufferPool;
@@ -79,14 +79,8 @@ impl Shared {
         window: u32,
         streams: u32,
     ) -> Rc<Self> {
-        let mut outgoing = Outgoing::new(buffers);
-        let mut hello = [0; 8];
-        let (first, second) = hello.split_at_mut(4);
-        first.copy_from_slice(&window.to_be_bytes());
-        second.copy_from_slice(&streams.to_be_bytes());
-        outgoing.push(Kind::Hello, 0, &hello);
         Rc::new(Self {
-            outgoing: RefCell::new(outgoing),
+            outgoing: RefCell::new(Outgoing::new(buffers)),
             streams: RefCell::default(),
             waiting: RefCell::default(),
             driver: RefCell::default(),
@@ -104,6 +98,13 @@ impl Shared {
             pong: Cell::new(0),
             ponged: Notify::new(),
         })
+    }
+
+    /// Our HELLO.
+    pub(super) fn hello(&self) -> Vec<u8> {
+        let streams = u32::try_from(self.streams_allowed).unwrap_or(u32::MAX);
+        let payload = [self.window.to_be_bytes(), streams.to_be_bytes()].concat();
+        [&header(Kind::Hello, 0, payload.len()), &payload[..]].concat()
     }
 
     /// Adds a frame, to leave in the trunk's next turn.
