@@ -177,7 +177,10 @@ async fn serve_pods(
     let namespace = AgentNamespace::connect(namespace, &host_settings).await?;
 
     // The data plane, without connections yet.
-    let proxy_settings = proxy_settings(&settings);
+    let proxy_settings = ProxySettings {
+        network_congestion_control: namespace.network_congestion_control().map(Into::into),
+        ..proxy_settings(&settings)
+    };
     let telemetry = Telemetry::new(proxy_settings.workers.get(), &telemetry_options(&settings))?;
     let (passage, proposals) = passage::proposals(settings.in_kernel_passage == Switch::On);
     let inputs = ProxyInputs {

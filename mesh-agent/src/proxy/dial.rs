@@ -318,8 +318,9 @@ impl Dialling<'_> {
         let as_client = upstream.source.preserved().is_some();
         let taken = |local: SocketAddr| as_client && worker.passage.passes(local, upstream.address);
         let source = Source::of(upstream.source.preserved(), self.origin.arrival);
-        let connecting =
-            socket::connect_clear_of(upstream.address, source, &worker.settings, &worker.node_sockets, taken);
+        let reach = worker.reach(upstream.address.ip());
+        let (settings, node) = (&worker.settings, &worker.node_sockets);
+        let connecting = socket::connect_clear_of(upstream.address, source, reach, settings, node, taken);
         let outcome = timeout_at(deadline.into(), connecting)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

@@ -1,5 +1,6 @@
 //! What an operator may set of the proxy, with the reason for each default.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroUsize;
 use std::thread;
@@ -69,6 +70,8 @@ pub struct ProxySettings {
     pub max_attempts: usize,
     /// Silence in both directions after which a connection is reset. An hour, as Envoy and Istio have it.
     pub idle_timeout: Duration,
+    /// How congestion is controlled on the way to other nodes, if not as sockets do by themselves.
+    pub network_congestion_control: Option<OsString>,
     /// Keepalive towards clients and endpoints.
     pub keepalive: Keepalive,
     /// Open connections on this node. As many as the descriptors allow.
@@ -95,6 +98,7 @@ impl ProxySettings {
             attempt_timeout: Duration::from_secs(2),
             max_attempts: 3,
             idle_timeout: Duration::from_secs(3600),
+            network_congestion_control: None,
             keepalive: Keepalive::default(),
             max_connections,
             max_connections_per_pod: (max_connections / 2).max(1),

@@ -5,12 +5,13 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use mesh_common::Arrival;
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort, sockopt::TcpCongestion};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -80,7 +81,24 @@ impl Source {
     }
 }
 
-/// Connects to `destination`, from `source` where that is given and else from the node's own address.
+/// How far a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// To a pod of this node.
+    Node,
+    /// To anything else.
+    Network,
+}
+
+/// Has a connection control its congestion as its way asks for.
+pub(super) fn control_congestion(socket: &impl AsFd, reach: Reach, settings: &ProxySettings) {
+    if let (Reach::Network, Some(control)) = (reach, &settings.network_congestion_control) {
+        // Seen to be possible when the agent started. Without it the connection is one all the same.
+        let _ = setsockopt(socket, TcpCongestion, control);
+    }
+}
+
+/// Connects to `destination`, on another node, from `source` where that is given and else from the node's own address.
 pub(super) async fn connect(
     destination: SocketAddr,
     source: Option<IpAddr>,
@@ -88,7 +106,7 @@ pub(super) async fn connect(
     node: &NodeSockets,
 ) -> io::Result<TcpStream> {
     let source = Source::of(source, Arrival::Steered);
-    connect_clear_of(destination, source, settings, node, |_| false).await
+    connect_clear_of(destination, source, Reach::Network, settings, node, |_| false).await
 }
 
 /// The same from a port that is not `taken`, as far as there is one. What can be taken without the kernel knowing are the
@@ -96,13 +114,14 @@ pub(super) async fn connect(
 pub(super) async fn connect_clear_of(
     destination: SocketAddr,
     source: Source,
+    reach: Reach,
     settings: &ProxySettings,
     node: &NodeSockets,
     taken: impl Fn(SocketAddr) -> bool,
 ) -> io::Result<TcpStream> {
     let mut attempts = Vec::new();
     let stream = loop {
-        let stream = begin_to_connect(destination, source, settings, node).await?;
+        let stream = begin_to_connect(destination, source, reach, settings, node).await?;
         if matches!(source, Source::Node) || !taken(stream.local_addr()?) {
             break stream;
         }
@@ -124,12 +143,16 @@ pub(super) async fn connect_clear_of(
 async fn begin_to_connect(
     destination: SocketAddr,
     source: Source,
+    reach: Reach,
     settings: &ProxySettings,
     node: &NodeSockets,
 ) -> io::Result<TcpStream> {
     let domain = family(destination.ip());
-    let as_client =
-        |client| begin(make(domain)?, destination, Some((client, true)), settings.marks.capture, settings);
+    let as_client = |client| {
+        let socket = make(domain)?;
+        control_congestion(&socket, reach, settings);
+        begin(socket, destination, Some((client, true)), settings.marks.capture, settings)
+    };
     match source {
         Source::Node => begin(node.take(domain).await?, destination, None, settings.marks.agent, settings),
         Source::Client(client) => as_client(client),

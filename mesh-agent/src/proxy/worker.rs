@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use super::limits::Limits;
 use super::node_sockets::NodeSockets;
 use super::relay::{BufferPool, Lifetime};
 use super::settings::ProxySettings;
-use super::socket::Stream;
+use super::socket::{Reach, Stream, control_congestion};
 use super::tunnel::{TunnelServer, Tunnels};
 use crate::config::SharedSnapshot;
 use crate::connect_time::ConnectTime;
@@ -96,9 +96,16 @@ impl Worker {
         let Ok(original_destination) = stream.local_addr() else {
             return; // Reset while it waited in the queue.
         };
+        control_congestion(&stream, self.reach(client.ip()), &self.settings);
         let origin = Origin::now(client, original_destination, arrival);
         let accepted = Box::new(Accepted { stream: Stream::new(stream), origin });
         self.spawn(serve(Rc::clone(self), accepted));
+    }
+
+    /// How far a connection with this address goes.
+    pub(super) fn reach(&self, address: IpAddr) -> Reach {
+        let is_here = self.pods.load().by_address(address).is_some();
+        if is_here { Reach::Node } else { Reach::Network }
     }
 
     /// The credentials of a local pod's identity. Waits for the first ones of a pod that just came, unless the

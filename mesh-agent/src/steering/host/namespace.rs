@@ -20,6 +20,7 @@ mod wiring;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ use std::sync::mpsc;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
+use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -108,6 +111,7 @@ pub struct AgentNamespace {
     wires: Wires,
     id: u32,
     ends: Ends,
+    network_congestion_control: Option<String>,
 }
 
 impl AgentNamespace {
@@ -118,11 +122,12 @@ impl AgentNamespace {
     /// If the kernel refuses.
     pub async fn connect(thread: NamespaceThread, settings: &HostSettings) -> Result<Self, HostError> {
         settle(&thread, &settings.proc_sys)?;
+        let network_congestion_control = control_congestion(&thread, &settings.proc_sys)?;
         let wires = Wires::open(&thread)?;
         wires.remove_former().await?;
         let id = wires.number(&thread.namespace).await?;
         let ends = wires.lay(settings.agent_mark, |device| admit(&settings.proc_sys, device)).await?;
-        Ok(Self { thread, wires, id, ends })
+        Ok(Self { thread, wires, id, ends, network_congestion_control })
     }
 
     /// The thread in it.
@@ -143,6 +148,11 @@ impl AgentNamespace {
     /// The same for what is turned around on its way into a pod.
     pub fn around_device(&self) -> u32 {
         self.ends.around
+    }
+
+    /// How congestion is controlled on the way to other nodes, where sockets here do not do it so by themselves.
+    pub fn network_congestion_control(&self) -> Option<&str> {
+        self.network_congestion_control.as_deref()
     }
 
     /// Makes the agent's packets fit where pods' packets do, for as long as somebody says what that is: that one was too large, a
@@ -178,6 +188,10 @@ pub async fn remove() -> Result<usize, HostError> {
     wiring::remove().await
 }
 
+const CONGESTION_CONTROL: &str = "net.ipv4.tcp_congestion_control";
+/// Every kernel has it.
+const WITHIN_NODE: &str = "reno";
+
 /// Sysctls of the namespace, which is new. Those of the devices come before the devices.
 const OWN: [(&str, &str); 10] = [
     // Every address is delivered here, whatever it is and wherever it came from.
@@ -197,9 +211,8 @@ const OWN: [(&str, &str); 10] = [
 ];
 
 /// What a namespace has by itself instead of the node's: whoever tunes the node means the agent's connections.
-const AS_ON_NODE: [&str; 14] = [
+const AS_ON_NODE: [&str; 13] = [
     "net.core.somaxconn",
-    "net.ipv4.tcp_congestion_control",
     "net.ipv4.tcp_ecn",
     "net.ipv4.tcp_fin_timeout",
     "net.ipv4.tcp_limit_output_bytes",
@@ -231,6 +244,24 @@ fn settle(thread: &NamespaceThread, proc_sys: &Path) -> Result<(), HostError> {
             }
         }
         Ok(())
+    })?
+}
+
+/// Between the agent and the pods of its node nothing is lost and nothing queues: all that could be controlled are the
+/// agent's own processors. What paces, as BBR does, takes a timer for every packet there. So sockets have the simplest
+/// control there is, and those that reach other nodes are given the node's, which this returns.
+fn control_congestion(thread: &NamespaceThread, proc_sys: &Path) -> Result<Option<String>, HostError> {
+    let of_node = Sysctls::new(proc_sys).read(CONGESTION_CONTROL)?;
+    let proc_sys = proc_sys.to_path_buf();
+    thread.run(move || {
+        let here = Sysctls::new(proc_sys);
+        // A kernel may not have it for a namespace like this.
+        let can_be_given = Socket::new(Domain::IPV4, Type::STREAM, None)
+            .is_ok_and(|socket| setsockopt(&socket, TcpCongestion, &OsString::from(&of_node)).is_ok());
+        if !can_be_given || here.write(CONGESTION_CONTROL, WITHIN_NODE).is_err() {
+            return Ok(None);
+        }
+        Ok((of_node != WITHIN_NODE).then_some(of_node))
     })?
 }
 

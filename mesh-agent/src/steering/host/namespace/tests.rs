@@ -74,6 +74,13 @@ fn whoever_tunes_the_node_tunes_the_agent() {
             AgentNamespace::connect(NamespaceThread::start().unwrap(), &settings()).await.unwrap();
         let inside = namespace.thread().run(|| shell("sysctl -n net.core.somaxconn net.ipv4.tcp_syncookies"));
         assert_eq!(inside.unwrap(), "777\n2\n");
+        let of_node = shell("sysctl -n net.ipv4.tcp_congestion_control");
+        assert_eq!(
+            namespace.network_congestion_control(),
+            Some(of_node.trim()).filter(|name| *name != "reno")
+        );
+        let of_pods = namespace.thread().run(|| shell("sysctl -n net.ipv4.tcp_congestion_control"));
+        assert_eq!(of_pods.unwrap(), "reno\n");
     });
 }
 
