@@ -19,6 +19,8 @@ pub(crate) struct Machine {
     pub(super) system: String,
     /// What the machine runs in, as systemd-detect-virt names it; `none` on bare metal.
     pub(super) virtualization: Option<String>,
+    /// How the kernel controls congestion, in all labs: what paces makes every hop of a proxy dearer.
+    pub(super) congestion_control: Option<String>,
     /// Of this repository.
     pub(super) commit: Option<String>,
     /// Whether there were changes that the commit does not have.
@@ -37,6 +39,8 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease"),
             system: field("/etc/os-release", "PRETTY_NAME", '=').unwrap_or_default(),
             virtualization: virtualization(),
+            congestion_control: Some(read("/proc/sys/net/ipv4/tcp_congestion_control"))
+                .filter(|name| !name.is_empty()),
             commit: git(&["rev-parse", "HEAD"]),
             dirty: git(&["status", "--porcelain"]).map(|changes| !changes.is_empty()),
             versions: versions(),
@@ -45,7 +49,10 @@ impl Machine {
 
     /// Whether values of both may be compared as they are.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        (&self.cpu, self.cores, &self.kernel) == (&other.cpu, other.cores, &other.kernel)
+        let what_counts = |machine: &Self| {
+            (machine.cpu.clone(), machine.cores, machine.kernel.clone(), machine.congestion_control.clone())
+        };
+        what_counts(self) == what_counts(other)
     }
 
     /// In one line.
@@ -53,8 +60,9 @@ impl Machine {
         let memory = format!("{:.0} GB", self.memory_mb as f64 / 1000.0);
         let cores = format!("{} cores", self.cores);
         let kernel = format!("Linux {}", self.kernel);
-        let parts =
-            [self.cpu.clone(), cores, memory, kernel, self.virtualization.clone().unwrap_or_default()];
+        let congestion = self.congestion_control.clone().unwrap_or_default();
+        let virtualization = self.virtualization.clone().unwrap_or_default();
+        let parts = [self.cpu.clone(), cores, memory, kernel, congestion, virtualization];
         let known: Vec<_> = parts.into_iter().filter(|part| !part.is_empty() && part != "none").collect();
         known.join(", ")
     }

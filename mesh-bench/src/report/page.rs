@@ -210,6 +210,7 @@ fn machine(report: &Report) -> Markup {
                 dt { "Kernel" } dd { (machine.kernel) }
                 dt { "System" } dd { (machine.system) }
                 dt { "Virtualization" } dd { (machine.virtualization.as_deref().unwrap_or("unknown")) }
+                dt { "Congestion control" } dd { (machine.congestion_control.as_deref().unwrap_or("unknown")) }
                 dt { "Commit" } dd { (commit.as_deref().unwrap_or("unknown")) }
                 @for (contender, version) in &machine.versions { dt { (contender) } dd { (version) } }
             }

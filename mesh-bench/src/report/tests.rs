@@ -29,6 +29,7 @@ pub(super) fn report(samples: Vec<Sample>) -> Report {
         kernel: "6.18.0".into(),
         system: "Debian".into(),
         virtualization: Some("kvm".into()),
+        congestion_control: Some("cubic".into()),
         commit: Some("0123456789abcdef0123456789abcdef01234567".into()),
         dirty: Some(false),
         versions: BTreeMap::from([("envoy".into(), "1.40.0".into())]),
@@ -121,7 +122,7 @@ fn the_json_has_the_shape_that_was_promised() {
     let expected = json!({
         "machine": {
             "cpu": "A processor", "cores": 2, "memory_mb": 8000, "kernel": "6.18.0", "system": "Debian",
-            "virtualization": "kvm", "commit": "0123456789abcdef0123456789abcdef01234567", "dirty": false,
+            "virtualization": "kvm", "congestion_control": "cubic", "commit": "0123456789abcdef0123456789abcdef01234567", "dirty": false,
             "versions": {"envoy": "1.40.0"},
         },
         "date": "2026-11-21T08:00:00Z",
