@@ -25,6 +25,7 @@ use crate::enrolment::PodStatuses;
 use crate::identity::Identities;
 use crate::kubelet::{Kubelet, KubeletState};
 use crate::kubernetes::{self, Cluster};
+use crate::steering::host::namespace::DEVICES;
 use crate::steering::host::{HostSettings, installed, kernel};
 use crate::steering::{AttachMode, Explanation, RunTimeStatistics, Steering, SteeringSettings};
 use crate::telemetry::Direction;
@@ -54,8 +55,11 @@ impl Kernel {
 
 impl SteeringInspector for Kernel {
     fn is_attached(&self) -> bool {
-        let attached = self.steering.attachments().iter().any(|attachment| attachment.error.is_none());
-        attached && self.listening.load(Ordering::Relaxed) > 0
+        let attached = |to_agent: bool| {
+            let all = self.steering.attachments();
+            all.iter().filter(|one| one.to_agent == to_agent && one.error.is_none()).count()
+        };
+        attached(false) > 0 && attached(true) == DEVICES && self.listening.load(Ordering::Relaxed) > 0
     }
 
     fn report(&self) -> Result<SteeringReport, String> {

@@ -38,7 +38,7 @@ pub enum AttachMode {
     Clsact,
 }
 
-/// A device that is steered, or should be.
+/// A device that is steered, or should be, or one to the agent's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Attachment {
     /// Interface index.
@@ -47,6 +47,8 @@ pub struct Attachment {
     pub device: String,
     /// How programs are attached.
     pub mode: AttachMode,
+    /// Whether it leads to the agent's network namespace.
+    pub to_agent: bool,
     /// Whether what leaves through it is guarded, too: the device of a pod that is or was enrolled.
     pub guarded: bool,
     /// The bridge it is a port of.
@@ -179,15 +181,16 @@ impl Attachments {
 
     pub(super) fn report(&self, devices: &Devices, members: &Members) -> Vec<Attachment> {
         let name = |index| devices.link(index).map(|link| link.name.clone());
-        let steered = self.attached.iter().filter(|((hook, _), _)| *hook == Hook::Steer);
-        steered
-            .map(|((_, index), result)| {
+        let at_ingress = self.attached.iter().filter(|((hook, _), _)| *hook != Hook::Guard);
+        at_ingress
+            .map(|((hook, index), result)| {
                 let guard = self.attached.get(&(Hook::Guard, *index));
                 let error = result.as_ref().err().or(guard.and_then(|guard| guard.as_ref().err()));
                 Attachment {
                     index: *index,
                     device: name(*index).unwrap_or_default(),
                     mode: *result.as_ref().unwrap_or(&self.mode),
+                    to_agent: *hook == Hook::Deliver,
                     guarded: guard.is_some_and(Result::is_ok),
                     bridge: devices.link(*index).and_then(|link| name(link.bridge?)),
                     pod: members.uid(devices.owner(*index)).map(|uid| uid.to_string()),

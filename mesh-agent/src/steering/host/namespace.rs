@@ -37,7 +37,7 @@ use super::sysctls::Sysctls;
 use super::{HostError, HostSettings, capabilities};
 use wiring::{Ends, Wires};
 
-pub use wiring::{AROUND, STEERED};
+pub use wiring::{AROUND, DEVICES, STEERED};
 
 /// The network namespace of the thread that asks.
 const OF_THREAD: &str = "/proc/thread-self/ns/net";

@@ -71,7 +71,10 @@ struct Wire {
     agent_mac: [u8; 6],
 }
 
-const WIRES: [Wire; 2] = [
+/// How many devices lead there.
+pub const DEVICES: usize = 2;
+
+const WIRES: [Wire; DEVICES] = [
     Wire {
         node: STEERED,
         node_mac: [0x02, b'm', b'e', b's', b'h', 1],
