@@ -39,7 +39,7 @@ use crate::kubernetes::{self, Cluster, Succession};
 use crate::memory;
 use crate::passage::{self, PassageInputs, Passages};
 use crate::pods::{LocalPod, LocalPods};
-use crate::proxy::{Listener, Marks, NodeSockets, Proxy, ProxyInputs, ProxySettings};
+use crate::proxy::{Listener, NodeSockets, Proxy, ProxyInputs, ProxySettings};
 use crate::settings::{
     AccessLogFormat, DetachArgs, LogFormat, PodSourceKind, RunArgs, StateOnExit, Switch, TunnelMode,
 };
@@ -347,8 +347,7 @@ fn transport(settings: &RunArgs) -> Transport {
 }
 
 fn proxy_settings(settings: &RunArgs) -> ProxySettings {
-    let marks = Marks { capture: settings.node.capture_mark.get(), agent: settings.node.agent_mark.get() };
-    let defaults = ProxySettings::new(marks);
+    let defaults = ProxySettings::new(settings.node.agent_mark.get());
     let max_connections =
         settings.max_connections.map_or(defaults.max_connections, std::num::NonZeroUsize::get);
     let half = (max_connections / 2).max(1);

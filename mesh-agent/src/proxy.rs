@@ -58,7 +58,7 @@ use crate::telemetry::ConnectionObserver;
 pub use listener::Listener;
 pub use node_sockets::NodeSockets;
 pub use relay::{BufferPool, Lifetime, RelayEnd};
-pub use settings::{InvalidSettings, Keepalive, Marks, ProxySettings};
+pub use settings::{InvalidSettings, Keepalive, ProxySettings};
 pub use socket::Stream;
 
 use limits::Limits;

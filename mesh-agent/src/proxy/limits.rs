@@ -103,14 +103,13 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::Marks;
     use super::*;
 
     fn limits(node: usize, pod: usize) -> Limits {
         Limits::new(&ProxySettings {
             max_connections: node,
             max_connections_per_pod: pod,
-            ..ProxySettings::new(Marks { capture: 1, agent: 2 })
+            ..ProxySettings::new(1)
         })
     }
 

@@ -19,16 +19,6 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 /// A connection is two sockets.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 
-/// The firewall marks that tell the agent's own packets apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Marks {
-    /// Of sockets that stand in for somebody else's: accepted ones, and upstream ones that carry the client's
-    /// address. Their packets, and the answers to them, stay untracked.
-    pub capture: u32,
-    /// Of all others: the node's own address, tracked and translated like any traffic of the node.
-    pub agent: u32,
-}
-
 /// When a silent peer is asked whether it is still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Keepalive {
@@ -59,8 +49,9 @@ pub struct ProxySettings {
     /// Connections the kernel holds for a listener that is slow to accept. The kernel caps it at
     /// `net.core.somaxconn`, 4096 by default.
     pub backlog: u16,
-    /// Firewall marks of the agent's sockets.
-    pub marks: Marks,
+    /// Firewall mark of sockets with the node's own address, by which their packets are told from those of others. In the agent's
+    /// network namespace, of what comes around: it is answered by the device for that.
+    pub agent_mark: u32,
     /// Time from the decision to an open connection, all attempts together. Five seconds: clients of a mesh give
     /// up soon after.
     pub connect_timeout: Duration,
@@ -85,15 +76,15 @@ pub struct ProxySettings {
 }
 
 impl ProxySettings {
-    /// The defaults, for sockets that carry the given marks.
-    pub fn new(marks: Marks) -> Self {
+    /// The defaults, for sockets that carry the given mark.
+    pub fn new(agent_mark: u32) -> Self {
         let max_connections = descriptor_limit();
         Self {
             workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             listen_v4: Ipv4Addr::LOCALHOST,
             listen_v6: Ipv6Addr::LOCALHOST,
             backlog: 4096,
-            marks,
+            agent_mark,
             connect_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(2),
             max_attempts: 3,
@@ -111,10 +102,9 @@ impl ProxySettings {
     pub fn validate(&self) -> Result<(), InvalidSettings> {
         let rules = [
             (
-                self.marks.capture != 0 && self.marks.agent != 0,
-                "both marks must be set: without one the agent's own packets are steered back into it",
+                self.agent_mark != 0,
+                "the agent's mark must be set: without it the agent's own packets are turned around into it",
             ),
-            (self.marks.capture != self.marks.agent, "the capture mark and the agent mark must differ"),
             (
                 (1..=balance::MAX_ATTEMPTS).contains(&self.max_attempts),
                 "the number of connection attempts must be 1 to 8",
@@ -166,18 +156,14 @@ mod tests {
 
     #[test]
     fn defaults_are_valid() {
-        ProxySettings::new(Marks { capture: 1, agent: 2 }).validate().unwrap();
+        ProxySettings::new(1).validate().unwrap();
     }
 
     #[test]
     fn everything_wrong_is_named_at_once() {
-        let settings = ProxySettings {
-            max_attempts: 9,
-            max_connections_per_pod: 0,
-            ..ProxySettings::new(Marks { capture: 3, agent: 3 })
-        };
+        let settings = ProxySettings { max_attempts: 9, max_connections_per_pod: 0, ..ProxySettings::new(0) };
         let message = settings.validate().unwrap_err().to_string();
-        for part in ["must differ", "1 to 8", "connections of one pod"] {
+        for part in ["mark must be set", "1 to 8", "connections of one pod"] {
             assert!(message.contains(part), "{message:?} misses {part:?}");
         }
     }

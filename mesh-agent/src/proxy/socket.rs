@@ -36,12 +36,9 @@ pub(super) fn listen(
         socket.set_only_v6(true)?;
     }
     set_transparent(&socket, address)?;
-    match arrival {
-        Arrival::Steered => socket.set_mark(settings.marks.capture)?,
-        Arrival::Around => {
-            socket.set_mark(settings.marks.agent)?;
-            socket.set_tcp_mss(around_segment(address))?;
-        }
+    if arrival == Arrival::Around {
+        socket.set_mark(settings.agent_mark)?;
+        socket.set_tcp_mss(around_segment(address))?;
     }
     tune(&socket, settings.keepalive)?;
     socket.bind(&SocketAddr::new(address, 0).into())?;
@@ -151,16 +148,16 @@ async fn begin_to_connect(
     let as_client = |client| {
         let socket = make(domain)?;
         control_congestion(&socket, reach, settings);
-        begin(socket, destination, Some((client, true)), settings.marks.capture, settings)
+        begin(socket, destination, Origin::Client(client), settings)
     };
     match source {
-        Source::Node => begin(node.take(domain).await?, destination, None, settings.marks.agent, settings),
+        Source::Node => begin(node.take(domain).await?, destination, Origin::Node(None), settings),
         Source::Client(client) => as_client(client),
         // What the node sends and receives itself is tracked like all that it does: untracked, its answers could belong
         // to a connection that was translated to the same address and port.
         Source::ClientOrNode(client) => {
             let socket = node.take(domain).await?;
-            match begin(socket, destination, Some((client, false)), settings.marks.agent, settings) {
+            match begin(socket, destination, Origin::Node(Some(client)), settings) {
                 // Refused by `bind`, or where the node may bind to any address (`ip_nonlocal_bind`) by `connect`.
                 Err(error) if is_not_of_node(&error) => as_client(client),
                 begun => begun,
@@ -173,20 +170,33 @@ fn is_not_of_node(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EINVAL))
 }
 
-/// Begins to connect from an address, which is not the node's where it is to be `transparent`.
+/// Where a connection begins.
+enum Origin {
+    /// In the node's network namespace, at an address of its own.
+    Node(Option<IpAddr>),
+    /// In the agent's, at an address that is not its own.
+    Client(IpAddr),
+}
+
+/// Begins to connect.
 fn begin(
     socket: Socket,
     destination: SocketAddr,
-    from: Option<(IpAddr, bool)>,
-    mark: u32,
+    origin: Origin,
     settings: &ProxySettings,
 ) -> io::Result<TcpStream> {
     tune(&socket, settings.keepalive)?;
-    socket.set_mark(mark)?;
-    if let Some((source, transparent)) = from {
-        if transparent {
-            set_transparent(&socket, source)?;
+    let source = match origin {
+        Origin::Node(source) => {
+            socket.set_mark(settings.agent_mark)?;
+            source
         }
+        Origin::Client(client) => {
+            set_transparent(&socket, client)?;
+            Some(client)
+        }
+    };
+    if let Some(source) = source {
         // Lets `connect` choose the port by the whole four-tuple, not `bind` by the address alone: the same
         // client can have a full range of ports towards each endpoint.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -336,14 +346,13 @@ impl Drop for Stream {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use super::super::settings::Marks;
     use super::*;
 
     #[test]
     fn accepted_sockets_inherit_what_the_listener_was_given() {
-        let settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 });
+        let settings = ProxySettings::new(0x40);
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-            for (arrival, mark) in [(Arrival::Steered, 0x1000), (Arrival::Around, 0x40)] {
+            for (arrival, mark) in [(Arrival::Steered, 0), (Arrival::Around, 0x40)] {
                 let listener = listen(address, arrival, &settings).unwrap();
                 listener.set_nonblocking(false).unwrap();
                 let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

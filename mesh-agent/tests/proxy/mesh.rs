@@ -16,7 +16,7 @@ use mesh_agent::config::{
 };
 use mesh_agent::identity::{Credentials, Identities, Identity, RootSource, SystemClock, Trust};
 use mesh_agent::pods::{FailureMode, LocalPod, LocalPods, PodDevice, Redirection};
-use mesh_agent::proxy::{Marks, NodeSockets, Proxy, ProxyInputs, ProxySettings};
+use mesh_agent::proxy::{NodeSockets, Proxy, ProxyInputs, ProxySettings};
 use mesh_agent::telemetry::{
     ConnectionEnd, ConnectionObserver, ConnectionRecord, Direction, Incident, ResponseFlag,
 };
@@ -155,7 +155,7 @@ pub fn settings() -> ProxySettings {
         workers: NonZeroUsize::MIN,
         listen_v4: Ipv4Addr::UNSPECIFIED,
         listen_v6: Ipv6Addr::UNSPECIFIED,
-        ..ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 })
+        ..ProxySettings::new(0x40)
     }
 }
 

@@ -16,6 +16,7 @@ use mesh_agent::steering::host::{HostSettings, Mark};
 use mesh_agent::steering::{
     AttachMode, CoreListeners, DeviceWatch, ListenerPair, Steering, SteeringSettings,
 };
+use mesh_common::Arrival;
 use mesh_lab::{Lab, Machine, Topology};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use socket2::{Domain, Socket, Type};
@@ -207,7 +208,6 @@ impl Node {
         let options = socket2::SockRef::from(&socket);
         // Takes IPv6 addresses that are not the node's too.
         options.set_ip_transparent_v4(true)?;
-        options.set_mark(CAPTURE_MARK)?;
         socket.bind(local)?;
         self.runtime.block_on(async {
             let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
@@ -428,22 +428,22 @@ impl Node {
 /// Listeners of two cores: for each those for what is steered, then those for what is turned around, of both families.
 fn listen(namespace: &AgentNamespace) -> Vec<std::net::TcpListener> {
     let listeners = || {
-        let marks = [CAPTURE_MARK, AGENT_MARK, CAPTURE_MARK, AGENT_MARK];
-        let all = marks.into_iter().flat_map(|mark| [("127.0.0.1:0", mark), ("[::1]:0", mark)]);
-        all.map(|(address, mark)| transparent(address, mark)).collect()
+        let arrivals = [Arrival::Steered, Arrival::Around, Arrival::Steered, Arrival::Around];
+        let all = arrivals.into_iter().flat_map(|arrival| [("127.0.0.1:0", arrival), ("[::1]:0", arrival)]);
+        all.map(|(address, arrival)| transparent(address, arrival)).collect()
     };
     namespace.thread().run(listeners).unwrap()
 }
 
 /// A listener as the proxy has it: it answers from addresses that are not its own.
-fn transparent(address: &str, mark: u32) -> std::net::TcpListener {
+fn transparent(address: &str, arrival: Arrival) -> std::net::TcpListener {
     let address: SocketAddr = address.parse().unwrap();
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     if address.is_ipv4() {
         socket.set_ip_transparent_v4(true).unwrap();
     }
-    socket.set_mark(mark).unwrap();
-    if mark == AGENT_MARK {
+    if arrival == Arrival::Around {
+        socket.set_mark(AGENT_MARK).unwrap();
         socket.set_tcp_mss(1220).unwrap();
     }
     socket.set_nonblocking(true).unwrap();

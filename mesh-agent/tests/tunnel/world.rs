@@ -12,7 +12,7 @@ use mesh_agent::proxy::tunnel::{
     Authority as Target, ConnectRequest, ServerError, TunnelError, TunnelRoute, TunnelServer, TunnelStream,
     Tunnels, relay,
 };
-use mesh_agent::proxy::{BufferPool, Lifetime, Marks, NodeSockets, ProxySettings, RelayEnd, Stream};
+use mesh_agent::proxy::{BufferPool, Lifetime, NodeSockets, ProxySettings, RelayEnd, Stream};
 use mesh_agent::telemetry::Traffic;
 use mesh_lab::certificates::{Authority, Leaf};
 use rustls_pki_types::pem::PemObject;
@@ -63,7 +63,7 @@ pub fn identity(name: &str) -> Identity {
 }
 
 pub fn settings() -> ProxySettings {
-    let mut settings = ProxySettings::new(Marks { capture: 0x1000, agent: 0x40 });
+    let mut settings = ProxySettings::new(0x40);
     settings.tunnel.trunks = TRUNKS.get();
     settings
 }

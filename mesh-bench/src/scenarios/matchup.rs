@@ -127,7 +127,15 @@ fn measure(quick: bool, contender: &mut Contender, step: &Step) -> Result<Outcom
         (false, true) => [600, 2000],
     }
     .map(Duration::from_millis);
-    let outcome = contender.drive(Drive { work, connections, past_cliff, warm_up, window }).context(name)?;
+    let drive = Drive { work, connections, past_cliff, warm_up, window };
+    let mut outcome = contender.drive(drive).context(name)?;
+    if !past_cliff && outcome.completed == 0 {
+        // What it is left with past the cliff, it may still be busy with. What failed counts.
+        let failed = std::mem::replace(&mut outcome, contender.drive(drive).context(name)?);
+        for (error, count) in failed.errors {
+            *outcome.errors.entry(error).or_default() += count;
+        }
+    }
     tracing::info!(contender = contender.name, measurement = name, ?outcome);
     ensure!(
         past_cliff || (outcome.completed > 0 && outcome.seconds > 0.0),

@@ -184,7 +184,6 @@ fn settings(bpffs: &BpfFs) -> SteeringSettings {
 fn listen() -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_ip_transparent_v4(true)?;
-    socket.set_mark(CAPTURE.value)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
     socket.listen(128)?;
