@@ -238,7 +238,10 @@ impl Engine {
         let mut rest = record;
         while !rest.is_empty() {
             let Some(session) = &mut self.session else { return Ok(false) };
-            session.read_tls(&mut rest)?;
+            // It takes nothing once the peer has closed it.
+            if session.read_tls(&mut rest)? == 0 {
+                return Ok(true);
+            }
             if let Err(error) = session.process_new_packets() {
                 return Err(self.refused(error));
             }
