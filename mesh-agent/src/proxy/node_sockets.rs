@@ -119,7 +119,10 @@ fn keep_stocked(store: &Weak<Store>) {
             let mut shelves = store.lock();
             let shelf = shelves.of(domain);
             match made {
-                Ok(sockets) => shelf.sockets.extend(sockets),
+                Ok(sockets) => {
+                    shelf.sockets.extend(sockets);
+                    shelf.error = None;
+                }
                 Err(error) => shelf.error = Some(error),
             }
         }
@@ -173,6 +176,19 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn what_failed_once_is_forgotten_when_it_works_again() {
+        let sockets = NodeSockets::start().unwrap();
+        let store = sockets.store.as_ref().unwrap();
+        store.lock().v4.error = Some(io::ErrorKind::OutOfMemory.into());
+        while store.lock().v4.error.is_some() {
+            // Down to where more are made.
+            store.lock().v4.sockets.truncate(LOW);
+            store.changed.notify_one();
+            thread::yield_now();
+        }
     }
 
     #[test]
