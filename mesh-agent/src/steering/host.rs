@@ -13,6 +13,7 @@ pub mod instance;
 pub mod journal;
 pub mod kernel;
 pub mod namespace;
+mod netlink;
 mod rules;
 pub mod sysctls;
 #[cfg(test)]

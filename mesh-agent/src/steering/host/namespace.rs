@@ -39,9 +39,6 @@ use wiring::{Ends, Wires};
 
 pub use wiring::{AROUND, DEVICES, STEERED};
 
-/// The network namespace of the thread that asks.
-const OF_THREAD: &str = "/proc/thread-self/ns/net";
-
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a network namespace of its own.
@@ -97,7 +94,13 @@ fn enter() -> Result<File, HostError> {
         ))
     })?;
     capabilities::restrict_thread(&capabilities::NEEDED)?;
-    File::open(OF_THREAD).map_err(HostError::file("opening", Path::new(OF_THREAD)))
+    of_thread()
+}
+
+/// The network namespace of the thread that asks.
+fn of_thread() -> Result<File, HostError> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    File::open(path).map_err(HostError::file("opening", path))
 }
 
 fn gone() -> HostError {

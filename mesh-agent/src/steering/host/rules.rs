@@ -1,12 +1,11 @@
 //! The node's policy rules. The agent has none, and looks whose rules would match its marks.
 
-use std::io;
-
 use futures::TryStreamExt;
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion};
 
 use super::error::rtnetlink_io;
+use super::netlink::{connect, lacks_family};
 use super::{HostError, Mark};
 
 #[cfg(test)]
@@ -14,9 +13,7 @@ mod tests;
 
 /// Policy rules that look at bits of `mark`, in words.
 pub(super) async fn on_marks(mark: Mark) -> Result<Vec<String>, HostError> {
-    let (connection, netlink, _) =
-        rtnetlink::new_connection().map_err(HostError::netlink("opening a netlink socket"))?;
-    tokio::spawn(connection);
+    let netlink = connect()?;
     let mut found = Vec::new();
     for family in [IpVersion::V4, IpVersion::V6] {
         for rule in rules(&netlink, family).await? {
@@ -44,8 +41,4 @@ async fn rules(netlink: &Handle, family: IpVersion) -> Result<Vec<RuleMessage>, 
         Err(error) if lacks_family(&error) => Ok(Vec::new()),
         found => found.map_err(HostError::netlink("listing the policy rules")),
     }
-}
-
-fn lacks_family(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }

@@ -30,6 +30,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBu
 use tokio::runtime;
 
 use super::super::error::rtnetlink_io;
+use super::super::netlink::{connect, lacks_family};
 use super::super::{HostError, Mark};
 use super::NamespaceThread;
 
@@ -158,8 +159,7 @@ impl Wires {
         agent_mark: Mark,
         admit: impl Fn(&str) -> Result<(), HostError>,
     ) -> Result<Ends, HostError> {
-        let of_node = File::open(super::OF_THREAD)
-            .map_err(HostError::file("opening", std::path::Path::new(super::OF_THREAD)))?;
+        let of_node = super::of_thread()?;
         self.up(&self.agent, LOOPBACK).await?;
         for wire in &WIRES {
             self.add(wire, of_node.as_fd().as_raw_fd()).await?;
@@ -347,16 +347,4 @@ async fn link(netlink: &Handle, name: &str) -> Result<Option<LinkMessage>, HostE
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(HostError::netlink(format!("looking for the device {name}"))(error)),
     }
-}
-
-/// A netlink connection that lives as long as its handle. Its socket is of the current network namespace.
-fn connect() -> Result<Handle, HostError> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(HostError::netlink("opening a netlink socket"))?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
-fn lacks_family(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
