@@ -10,6 +10,7 @@ pub mod detach;
 mod error;
 pub mod installed;
 pub mod instance;
+mod job_thread;
 pub mod journal;
 pub mod kernel;
 pub mod namespace;

@@ -16,12 +16,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
 use super::HostError;
+use super::job_thread::JobThread;
 use super::namespace::NamespaceThread;
 
 /// What is kept.
@@ -36,9 +35,7 @@ const NEEDED_TO_LOAD: [Capability; 3] =
 /// Capabilities are a thread's own, file descriptors are the process's: what this one loads, all can use.
 #[must_use = "nobody else can load programs"]
 #[derive(Debug)]
-pub struct Loader {
-    work: mpsc::SyncSender<Box<dyn FnOnce() + Send>>,
-}
+pub struct Loader(JobThread);
 
 /// Threads that were given what the process has no longer.
 #[derive(Debug)]
@@ -70,39 +67,17 @@ fn restrict_thread_with_privileged() -> Result<Privileged, HostError> {
 
 impl Loader {
     fn start() -> Result<Self, HostError> {
-        let (work, jobs) = mpsc::sync_channel::<Box<dyn FnOnce() + Send>>(1);
-        let (restricted, outcome) = mpsc::sync_channel(1);
-        let run = move || {
-            let restriction = restrict_thread(&NEEDED_TO_LOAD);
-            let ready = restriction.is_ok();
-            // Nobody waits any more only if the agent is ending.
-            let told = restricted.send(restriction).is_ok();
-            if let (true, true, Ok(job)) = (ready, told, jobs.recv()) {
-                job();
-            }
-        };
-        thread::Builder::new()
-            .name("loader".into())
-            .spawn(run)
-            .map_err(|error| HostError::Capabilities(format!("no thread to load programs: {error}")))?;
-        outcome.recv().map_err(|_| loader_gone())??;
-        Ok(Self { work })
+        let (thread, ()) = JobThread::start("loader", || restrict_thread(&NEEDED_TO_LOAD))?;
+        Ok(Self(thread))
     }
 
     /// Runs `load` with the right to load programs, and waits for it.
+    ///
+    /// # Errors
+    /// If it panics.
     pub fn run<T: Send + 'static>(self, load: impl FnOnce() -> T + Send + 'static) -> Result<T, HostError> {
-        let (done, result) = mpsc::sync_channel(1);
-        let job = Box::new(move || {
-            // The receiver is there until this returns.
-            let _ = done.send(load());
-        });
-        self.work.send(job).map_err(|_| loader_gone())?;
-        result.recv().map_err(|_| loader_gone())
+        self.0.run(load)
     }
-}
-
-fn loader_gone() -> HostError {
-    HostError::Capabilities("the thread that loads programs has ended".into())
 }
 
 /// Gives up everything but `kept` for the calling thread and those it starts.

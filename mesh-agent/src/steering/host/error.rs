@@ -34,6 +34,14 @@ pub enum HostError {
         /// What was expected.
         expected: &'static str,
     },
+    /// A thread of the agent's could not be started, or has ended before its time.
+    #[error("the thread {name}: {reason}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The agent's own network namespace could not be made.
     #[error("the agent's network namespace: {0}")]
     Namespace(String),

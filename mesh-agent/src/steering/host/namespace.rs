@@ -24,8 +24,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
@@ -33,18 +31,17 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::job_thread::JobThread;
 use super::sysctls::Sysctls;
 use super::{HostError, HostSettings, capabilities};
 use wiring::{Ends, Wires};
 
 pub use wiring::{AROUND, DEVICES, STEERED};
 
-type Job = Box<dyn FnOnce() + Send>;
-
 /// A thread in a network namespace of its own.
 #[derive(Debug)]
 pub struct NamespaceThread {
-    jobs: mpsc::SyncSender<Job>,
+    thread: JobThread,
     namespace: File,
 }
 
@@ -54,22 +51,8 @@ impl NamespaceThread {
     /// # Errors
     /// If the right, or another that the agent needs, is missing.
     pub fn start() -> Result<Self, HostError> {
-        let (jobs, work) = mpsc::sync_channel::<Job>(1);
-        let (entered, outcome) = mpsc::sync_channel(1);
-        let run = move || {
-            let outcome = enter();
-            let is_in = outcome.is_ok();
-            // Nobody waits any more only if the agent is ending.
-            if entered.send(outcome).is_ok() && is_in {
-                work.into_iter().for_each(|job| job());
-            }
-        };
-        thread::Builder::new()
-            .name("namespace".into())
-            .spawn(run)
-            .map_err(|error| HostError::Namespace(format!("no thread: {error}")))?;
-        let namespace = outcome.recv().map_err(|_| gone())??;
-        Ok(Self { jobs, namespace })
+        let (thread, namespace) = JobThread::start("namespace", enter)?;
+        Ok(Self { thread, namespace })
     }
 
     /// Runs `work` in the namespace, and waits for it. Threads that it starts are there, and sockets that it makes, for good.
@@ -77,13 +60,7 @@ impl NamespaceThread {
     /// # Errors
     /// If it panics, or other work did before.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HostError> {
-        let (done, result) = mpsc::sync_channel(1);
-        let job = Box::new(move || {
-            // The receiver is there until this returns.
-            let _ = done.send(work());
-        });
-        self.jobs.send(job).map_err(|_| gone())?;
-        result.recv().map_err(|_| gone())
+        self.thread.run(work)
     }
 }
 
@@ -101,10 +78,6 @@ fn enter() -> Result<File, HostError> {
 fn of_thread() -> Result<File, HostError> {
     let path = Path::new("/proc/thread-self/ns/net");
     File::open(path).map_err(HostError::file("opening", path))
-}
-
-fn gone() -> HostError {
-    HostError::Namespace("its thread has ended".into())
 }
 
 /// The namespace, connected with the node's.
