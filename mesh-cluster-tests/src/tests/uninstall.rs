@@ -105,6 +105,7 @@ fn traces(world: &World, node: Node<'_>) -> Result<BTreeSet<String>> {
         Ok(())
     };
     for family in ["-4", "-6"] {
+        note(&["ip", family, "rule"], &|line| line.contains("fwmark 0x10"))?;
         note(&["ip", family, "route", "show", "table", "all"], &|line| line.contains("dev mesh-"))?;
     }
     note(&["ip", "-o", "link"], &|line| line.contains(" mesh-"))?;
