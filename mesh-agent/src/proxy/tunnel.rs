@@ -12,6 +12,9 @@
 //!
 //! Everything of a tunnel lives on one worker, its connections' sockets too.
 
+#[macro_use]
+mod write_through;
+
 mod aligned;
 mod authority;
 mod client;
